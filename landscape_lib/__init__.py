@@ -1,0 +1,51 @@
+"""Loss landscapes of neural networks: slices, evaluation, training, figures."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from landscape_lib import data, directions, models, results, runtime, slices, training, weights
+from landscape_lib.directions import pca_directions, random_direction, random_directions
+from landscape_lib.evaluate import evaluate
+from landscape_lib.slices import Line, Plane, Slice
+from landscape_lib.surface_store import StoreMismatch
+from landscape_lib.training import History, train
+from landscape_lib.weights import Weights, load_weights, weights_of
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "History",
+    "Line",
+    "Plane",
+    "Slice",
+    "StoreMismatch",
+    "Weights",
+    "data",
+    "directions",
+    "evaluate",
+    "load_weights",
+    "models",
+    "pca_directions",
+    "plots",
+    "random_direction",
+    "random_directions",
+    "results",
+    "runtime",
+    "slices",
+    "train",
+    "training",
+    "weights",
+    "weights_of",
+    "widgets",
+]
+
+runtime.keep_freed_memory()
+
+
+def __getattr__(name: str) -> Any:
+    # Figures and sliders are imported on first use: evaluation needs neither.
+    if name in ("plots", "widgets"):
+        return importlib.import_module(f"landscape_lib.{name}")
+    raise AttributeError(f"module 'landscape_lib' has no attribute {name!r}")

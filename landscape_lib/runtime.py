@@ -1,0 +1,145 @@
+"""Where and how code runs: device, random state, scale, memory allocator."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import platform
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+
+T = TypeVar("T")
+
+SCALES = ("smoke", "book", "paper")
+
+
+def scale() -> str:
+    """Return the scale of the computation: ``"smoke"``, ``"book"`` or ``"paper"``.
+
+    It is read from the environment variable ``LANDSCAPE_SCALE`` at each call, so that the first
+    cell of a notebook can set it. ``book`` is the default.
+
+    Raises:
+        ValueError: the variable holds anything else.
+    """
+    value = os.environ.get("LANDSCAPE_SCALE") or "book"
+    if value not in SCALES:
+        raise ValueError(f"LANDSCAPE_SCALE: expected one of {SCALES}, got {value!r}")
+    return value
+
+
+def at_scale(*, smoke: T, book: T, paper: T) -> T:
+    """Return the one of three settings that belongs to the present :func:`scale`."""
+    return {"smoke": smoke, "book": book, "paper": paper}[scale()]
+
+
+def recompute() -> bool:
+    """Say whether stored results are to be computed anew (``LANDSCAPE_RECOMPUTE=1``)."""
+    return os.environ.get("LANDSCAPE_RECOMPUTE", "") not in ("", "0")
+
+
+def pick_device(device: str | torch.device | None = None) -> torch.device:
+    """Return ``device``, or the best one present: CUDA, then Apple's MPS, then the CPU.
+
+    Raises:
+        ValueError: the named device does not exist or is not available here.
+    """
+    if device is None:
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        if torch.backends.mps.is_available():
+            return torch.device("mps")
+        return torch.device("cpu")
+    try:
+        chosen = torch.device(device)
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(f"device: {device!r} is not available here: {error}") from error
+    return chosen
+
+
+def device_name(device: torch.device) -> str:
+    """Return a name that a person recognises, for the provenance of a result."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if device.type == "cpu":
+        return f"CPU ({_processor()}, {torch.get_num_threads()} threads)"
+    return device.type
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:
+            for line in lines:
+                if line.startswith("model name"):
+                    return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def generator(seed: int) -> torch.Generator:
+    """Return a CPU random generator started at ``seed``; the global state is not touched."""
+    return torch.Generator().manual_seed(seed)
+
+
+@contextlib.contextmanager
+def isolated_random_state(seed: int) -> Iterator[None]:
+    """Run a block on its own random stream and give the caller's back afterwards.
+
+    Args:
+        seed: the global generators (CPU and every CUDA device) start from it inside the block.
+    """
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(seed)
+        yield
+
+
+@contextlib.contextmanager
+def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Give a temporary path beside ``path`` and rename it to ``path`` when the block succeeds.
+
+    A reader, or a process killed at any instant, meets the old file or the new one, never half of
+    one. Missing parent folders are made.
+    """
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        with open(temporary, "rb") as written:
+            os.fsync(written.fileno())
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def keep_freed_memory() -> bool:
+    """Ask glibc to keep the memory of freed tensors instead of handing it back at once.
+
+    By default glibc returns every large block to the system when a tensor is freed, and the next
+    tensor pays for the pages again: 10 to 50 % of the time of a convolution on an idle machine,
+    several times as much on a busy one.
+
+    Returns:
+        Whether the setting was made; ``False`` on systems without glibc.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return False
+    mmap_threshold, trim_threshold, top_pad = -3, -1, -2  # names in <malloc.h>
+    try:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):
+        return False
+    # glibc silently refuses a mmap threshold above 32 MiB on 64-bit systems unless it is set
+    # through the environment, so blocks are kept by never trimming and growing in large steps.
+    results = [
+        mallopt(mmap_threshold, 1 << 30),
+        mallopt(trim_threshold, (1 << 31) - 1),
+        mallopt(top_pad, 64 << 20),
+    ]
+    return all(results)

@@ -1,0 +1,168 @@
+"""The vector space: a weight vector is a dictionary of named tensors.
+
+Every function here is pure: it returns new tensors and changes nothing it is given.
+Inner products and norms are accumulated in float64 whatever the dtype of the weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+Weights = dict[str, Tensor]
+
+
+def weights_of(model: nn.Module) -> Weights:
+    """Return detached copies of a model's named parameters.
+
+    Tied parameters appear once, under their first name. Buffers (for example batch-norm
+    statistics) are not weights and are left out.
+
+    Args:
+        model: any module.
+
+    Returns:
+        One tensor per parameter name, same shapes, dtypes and devices as in the model.
+
+    Raises:
+        TypeError: ``model`` is not a module.
+        ValueError: ``model`` has no parameters.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+    weights = {name: p.detach().clone() for name, p in model.named_parameters()}
+    if not weights:
+        raise ValueError(f"model: {type(model).__name__} has no parameters")
+    return weights
+
+
+def load_weights(model: nn.Module, weights: Weights) -> None:
+    """Copy ``weights`` into ``model``, in place.
+
+    Args:
+        model: the module to change.
+        weights: as from :func:`weights_of` of a model of the same architecture.
+
+    Raises:
+        ValueError: names or shapes differ.
+    """
+    parameters = dict(model.named_parameters())
+    check_like(weights, parameters, "weights", "the model's parameters")
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(weights[name])
+
+
+def check_like(
+    weights: Weights, reference: Weights | dict[str, nn.Parameter], name: str, reference_name: str
+) -> None:
+    """Raise a ``ValueError`` that names the difference unless names and shapes agree.
+
+    Args:
+        weights: the weight vector to check.
+        reference: the weight vector that says what is expected.
+        name: what to call ``weights`` in the message.
+        reference_name: what to call ``reference`` in the message.
+    """
+    if not isinstance(weights, dict) or not all(isinstance(t, Tensor) for t in weights.values()):
+        raise TypeError(
+            f"{name}: expected a dict of tensors as from weights_of(model), "
+            f"got {type(weights).__name__}"
+        )
+    missing = [key for key in reference if key not in weights]
+    extra = [key for key in weights if key not in reference]
+    if missing or extra:
+        raise ValueError(
+            f"{name}: names differ from {reference_name}: missing {missing[:3]}, "
+            f"unexpected {extra[:3]} ({len(missing)} missing, {len(extra)} unexpected)"
+        )
+    for key, tensor in reference.items():
+        if weights[key].shape != tensor.shape:
+            raise ValueError(
+                f"{name}: {key!r} has shape {tuple(weights[key].shape)}, "
+                f"expected {tuple(tensor.shape)} as in {reference_name}"
+            )
+
+
+def add(first: Weights, second: Weights) -> Weights:
+    """Return ``first + second``."""
+    return {name: tensor + second[name] for name, tensor in first.items()}
+
+
+def subtract(first: Weights, second: Weights) -> Weights:
+    """Return ``first - second``."""
+    return {name: tensor - second[name] for name, tensor in first.items()}
+
+
+def scale(weights: Weights, factor: float) -> Weights:
+    """Return ``factor * weights``."""
+    return {name: tensor * factor for name, tensor in weights.items()}
+
+
+def lerp(start: Weights, end: Weights, alpha: float) -> Weights:
+    """Return ``(1 - alpha) start + alpha end``, exact at both ends (report, eq. 1)."""
+    return combine((start, end), (1.0 - alpha, alpha))
+
+
+def combine(vectors: Sequence[Weights], coefficients: Sequence[float]) -> Weights:
+    """Return the linear combination of ``vectors`` with ``coefficients``.
+
+    Each coefficient is multiplied once, so nothing drifts along a grid, and a vector whose
+    coefficient is 0 contributes exactly nothing.
+
+    Args:
+        vectors: m weight vectors of equal names and shapes.
+        coefficients: m numbers.
+    """
+    first, *others = zip(vectors, coefficients, strict=True)
+    total = {name: tensor * first[1] for name, tensor in first[0].items()}
+    for vector, coefficient in others:
+        if coefficient != 0:
+            for name, tensor in vector.items():
+                total[name].add_(tensor, alpha=coefficient)
+    return total
+
+
+def dot(first: Weights, second: Weights) -> float:
+    """Return the inner product, accumulated in float64."""
+    return sum(
+        float(torch.dot(tensor.flatten().double(), second[name].flatten().double()))
+        for name, tensor in first.items()
+    )
+
+
+def norm(weights: Weights) -> float:
+    """Return the Euclidean norm, accumulated in float64."""
+    return dot(weights, weights) ** 0.5
+
+
+def flatten(weights: Weights) -> Tensor:
+    """Return all entries as one vector of shape (n,), in the order of the dictionary."""
+    return torch.cat([tensor.flatten() for tensor in weights.values()])
+
+
+def unflatten(vector: Tensor, like: Weights) -> Weights:
+    """Return the weights whose :func:`flatten` is ``vector``.
+
+    Args:
+        vector: shape (n,).
+        like: weights that give names and shapes; n is their number of entries.
+
+    Raises:
+        ValueError: ``vector`` has another shape.
+    """
+    sizes = [tensor.numel() for tensor in like.values()]
+    if vector.shape != (sum(sizes),):
+        raise ValueError(f"vector: expected shape ({sum(sizes)},), got {tuple(vector.shape)}")
+    parts = vector.split(sizes)
+    return {
+        name: part.view(tensor.shape)
+        for (name, tensor), part in zip(like.items(), parts, strict=True)
+    }
+
+
+def count(weights: Weights) -> int:
+    """Return n, the number of entries."""
+    return sum(tensor.numel() for tensor in weights.values())
