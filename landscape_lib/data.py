@@ -1,0 +1,251 @@
+"""Data sets as whole tensors on the device: digits, Fashion-MNIST and CIFAR-10.
+
+The data sets here are small enough to live on the device as one tensor, which makes a batch an
+index operation. :func:`load` looks for the files in ``$LANDSCAPE_DATA``, on the system, in the
+user's cache, and at last asks torchvision to download them; ``data_files`` reads them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from landscape_lib import data_files, runtime
+from landscape_lib.data_files import FACTS, Facts, Images
+
+SYSTEM_FOLDER = Path("/usr/share/datasets")
+"""Where Debian's packages of data sets keep their files."""
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Images and labels as two tensors on one device, with what is known about them.
+
+    Attributes:
+        x: (N, C, H, W) images, each channel normalised to ``(pixel - mean) / std``.
+        y: (N,) int64 class numbers, indices into ``classes``.
+        name: ``"digits"``, ``"fashion_mnist"`` or ``"cifar10"``.
+        split: ``"train"`` or ``"test"``.
+        classes: the class names.
+        mean: of each channel over the full train split, for pixels in [0, 1].
+        std: likewise.
+        source: in a few words, where the images came from: the provenance of results quotes it.
+    """
+
+    x: Tensor
+    y: Tensor
+    name: str
+    split: str
+    classes: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    source: str
+
+    def __post_init__(self) -> None:
+        if self.x.ndim != 4 or self.y.shape != self.x.shape[:1]:
+            raise ValueError(
+                "x, y: expected images (N, C, H, W) and labels (N,), "
+                f"got {tuple(self.x.shape)} and {tuple(self.y.shape)}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    def batches(
+        self, size: int, shuffle: bool = False, generator: torch.Generator | None = None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Return an iterator over batches ``(x, y)`` that together hold every image once.
+
+        Args:
+            size: images per batch; the last batch may be shorter.
+            shuffle: draw a new order, with one call of ``torch.randperm``, when this is called.
+            generator: the CPU generator the order is drawn from; the global one is never used.
+
+        Raises:
+            ValueError: ``size`` below 1; ``shuffle`` without a CPU generator.
+        """
+        if size < 1:
+            raise ValueError(f"size: expected at least 1 image per batch, got {size}")
+        if not shuffle:
+            return zip(self.x.split(size), self.y.split(size), strict=True)
+        if generator is None or generator.device.type != "cpu":
+            given = "none" if generator is None else f"one on {generator.device}"
+            raise ValueError(f"generator: shuffle=True needs a CPU torch.Generator, got {given}")
+        order = torch.randperm(len(self), generator=generator).to(self.y.device)
+        return ((self.x[chosen], self.y[chosen]) for chosen in order.split(size))
+
+    def subset(self, samples: int, seed: int = 0) -> Dataset:
+        """Return a fixed random subset, drawn without replacement.
+
+        Of two subsets with the same seed, the smaller one is the beginning of the larger.
+
+        Args:
+            samples: number of images, at most ``len(self)``.
+            seed: of the subset's own generator; the global one is not touched.
+
+        Raises:
+            ValueError: ``samples`` below 1 or more than there are.
+        """
+        chosen = _choose(samples, len(self), seed).to(self.y.device)
+        return replace(self, x=self.x[chosen], y=self.y[chosen])
+
+    def to(
+        self, device: str | torch.device | None = None, dtype: torch.dtype | None = None
+    ) -> Dataset:
+        """Return the data on another device or with images of another dtype; labels stay int64.
+
+        Raises:
+            ValueError: ``device`` is not available here; ``dtype`` is not a floating-point type.
+        """
+        target = self.y.device if device is None else runtime.pick_device(device)
+        return replace(self, x=self.x.to(target, _floating(dtype, self.x)), y=self.y.to(target))
+
+    def images(self) -> Tensor:
+        """Return the pictures for plotting: (N, H, W), or (N, H, W, 3) in colour, in [0, 1].
+
+        They are float32 on the CPU, with the normalisation undone.
+        """
+        x = self.x.detach().to("cpu", torch.float32)
+        pixels = (x * _per_channel(self.std, x) + _per_channel(self.mean, x)).clamp_(0, 1)
+        return pixels.squeeze(1) if pixels.shape[1] == 1 else pixels.permute(0, 2, 3, 1)
+
+
+def load(
+    name: str,
+    split: str,
+    *,
+    samples: int | None = None,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+    seed: int = 0,
+) -> Dataset:
+    """Load a data set as two tensors.
+
+    Digits come with scikit-learn. The files of the others are searched for in this order:
+
+    1. the folder ``$LANDSCAPE_DATA``: in torchvision's layout (``FashionMNIST/raw``,
+       ``cifar-10-batches-py``), or image files in ``train/<class>/`` and ``test/<class>/``,
+       there or one folder further down (``cifar10/train/<class>/``);
+    2. a system package: Debian's ``dataset-fashion-mnist``;
+    3. the user's cache, ``~/.cache/landscape_lib`` (or below ``$XDG_CACHE_HOME``);
+    4. torchvision's download into that cache, with a progress bar.
+
+    Args:
+        name: ``"digits"`` (1,437 train and 360 test images, 8x8), ``"fashion_mnist"`` (60,000 and
+            10,000, 28x28) or ``"cifar10"`` (50,000 and 10,000, 32x32 in colour).
+        split: ``"train"`` or ``"test"``.
+        samples: take a fixed random subset of so many images (see :meth:`Dataset.subset`).
+        device: where the tensors live; by default the best device present.
+        dtype: of the images; by default torch's default dtype.
+        seed: which subset.
+
+    Raises:
+        FileNotFoundError: the data set is nowhere; the message names every way to get it.
+        ValueError: an argument is not one of the above, or a file is truncated or corrupt.
+    """
+    if name not in FACTS:
+        raise ValueError(f"name: expected one of {', '.join(map(repr, FACTS))}, got {name!r}")
+    if split not in ("train", "test"):
+        raise ValueError(f"split: expected 'train' or 'test', got {split!r}")
+    if samples is not None and samples < 1:
+        raise ValueError(f"samples: expected at least 1, got {samples}")
+    target = runtime.pick_device(device)
+    kind = _floating(dtype, torch.empty(0))
+    facts = FACTS[name]
+
+    found = data_files.read_digits(split) if name == "digits" else _find(facts, name, split)
+    raw, labels = found.pixels, found.labels
+    if samples is not None:
+        chosen = _choose(samples, len(labels), seed)
+        raw, labels = raw[chosen], labels[chosen]
+    # uint8 travels to the device; low-precision types are computed in float32 and rounded once.
+    x = raw.to(target).to(torch.promote_types(kind, torch.float32))
+    x.div_(facts.white).sub_(_per_channel(facts.mean, x)).div_(_per_channel(facts.std, x))
+    return Dataset(
+        x=x.to(kind),
+        y=labels.to(target),
+        name=name,
+        split=split,
+        classes=facts.classes,
+        mean=facts.mean,
+        std=facts.std,
+        source=found.source,
+    )
+
+
+def cache_folder() -> Path:
+    """Return this library's folder in the user's cache; it may not exist yet."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "landscape_lib"
+
+
+def _find(facts: Facts, name: str, split: str) -> Images:
+    """Read a data set from the first place that has it."""
+    cache = cache_folder()
+    named = os.environ.get("LANDSCAPE_DATA")
+    places: list[tuple[Path, str | None]] = []
+    if named:
+        places += [(Path(named).expanduser(), None)]
+    places += [(SYSTEM_FOLDER, facts.package), (cache, "torchvision download")]
+    for folder, origin in places:
+        found = data_files.read_folder(facts, folder, split, origin=origin, cache=cache)
+        if found is not None:
+            return found
+    try:
+        return _download(facts, name, split, cache)
+    except (ImportError, OSError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        there = f"{named}, which does not hold it" if named else "not set"
+        raise FileNotFoundError(
+            f"{facts.title} ({split}) was not found. Ways to get it:\n"
+            f"- set LANDSCAPE_DATA (now: {there}) to a folder that holds {facts.folders[0]}/ as "
+            f"torchvision lays it out, or image files in {split}/<class>/*.jpg or *.png, or in "
+            f"{name}/{split}/<class>/;\n"
+            f"- install a system package: {facts.package or 'none is known'} "
+            f"(looked in {SYSTEM_FOLDER});\n"
+            f"- put either of these layouts into the cache, {cache};\n"
+            f"- be online, and torchvision downloads it there (tried just now: {reason}).\n"
+            'Or use load("digits", ...), which needs no files.'
+        ) from error
+
+
+def _download(facts: Facts, name: str, split: str, cache: Path) -> Images:
+    """Let torchvision download into a folder of its own, which moves into place when complete."""
+    from torchvision import datasets
+
+    fetch = {"fashion_mnist": datasets.FashionMNIST, "cifar10": datasets.CIFAR10}[name]
+    cache.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="download-", dir=cache) as folder:
+        fetch(folder, train=split == "train", download=True)
+        found = data_files.read_folder(
+            facts, Path(folder), split, origin="torchvision download", cache=cache
+        )
+        if found is None:
+            raise RuntimeError("torchvision reported success but left no files")
+        top = facts.folders[0].split("/")[0]
+        with contextlib.suppress(OSError):  # where another process was faster
+            os.replace(Path(folder) / top, cache / top)
+        return found
+
+
+def _choose(samples: int, available: int, seed: int) -> Tensor:
+    if not 1 <= samples <= available:
+        raise ValueError(f"samples: expected 1 to {available:,} (all there are), got {samples:,}")
+    return torch.randperm(available, generator=runtime.generator(seed))[:samples]
+
+
+def _floating(dtype: torch.dtype | None, like: Tensor) -> torch.dtype:
+    if dtype is not None and not dtype.is_floating_point:
+        raise ValueError(f"dtype: expected a floating-point type, got {dtype}")
+    return dtype or like.dtype
+
+
+def _per_channel(values: tuple[float, ...], like: Tensor) -> Tensor:
+    return like.new_tensor(values)[:, None, None]

@@ -1,0 +1,331 @@
+"""The papers' networks, each small enough to draw: MLP, CNN (MPO), LeNet, VGG-9, ResNets.
+
+Every function builds a plain module on the CPU. With ``seed`` the initial weights come from a
+random stream of their own and the global one is left alone; without it they are drawn from torch's
+global random state, so that ``torch.manual_seed`` fixes them. ``width`` scales a network.
+No module works in place, so all of them run under ``torch.func.functional_call`` and ``vmap``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+
+def mlp(
+    inputs: int = 784,
+    hidden: Sequence[int] = (256, 128),
+    classes: int = 10,
+    width: float = 1.0,
+    seed: int | None = None,
+) -> nn.Sequential:
+    """Build a fully connected ReLU network on flattened images.
+
+    Args:
+        inputs: values per image, C x H x W.
+        hidden: units of each hidden layer; ``()`` gives softmax regression.
+        classes: outputs.
+        width: multiplies ``hidden``.
+        seed: of the initial weights (PyTorch's default distributions).
+
+    Returns:
+        A module from (N, ...) images to (N, classes) logits.
+
+    Raises:
+        ValueError: a size is below 1.
+    """
+    sizes = [_count("inputs", inputs), *_scaled("hidden", hidden, width)]
+    layers: OrderedDict[str, nn.Module] = OrderedDict(flatten=nn.Flatten())
+    with _initial_weights(seed):
+        for i, (before, after) in enumerate(pairwise(sizes), start=1):
+            layers[f"fc{i}"] = nn.Linear(before, after)
+            layers[f"relu{i}"] = nn.ReLU()
+        layers["output"] = nn.Linear(sizes[-1], _count("classes", classes))
+    return nn.Sequential(layers)
+
+
+def small_cnn(
+    in_channels: int = 1,
+    classes: int = 10,
+    channels: Sequence[int] = (8, 32, 64),
+    pool: bool = False,
+    batchnorm: bool = False,
+    hidden: int = 128,
+    width: float = 1.0,
+    seed: int | None = None,
+) -> nn.Sequential:
+    """Build the network of multi-point optimisation, for images of any size.
+
+    Blocks of 3x3 convolution, batch norm if asked, ReLU and 2x2 max pooling if asked; then average
+    pooling to 4x4 and a hidden layer. The paper's Fashion-MNIST network is the default: 153,402
+    parameters. Source: Skorokhodov and Burtsev 2019, appendix B, and the authors' code, which has
+    pooling as an option, biases also before batch norm, and 16 first channels for CIFAR-10.
+
+    Args:
+        in_channels: of the images.
+        classes: outputs.
+        channels: of each convolution.
+        pool: halve the picture after each block, at a tenth of the cost; an image needs at least
+            2 ** len(channels) pixels a side.
+        batchnorm: normalise after each convolution.
+        hidden: units of the hidden layer.
+        width: multiplies ``channels`` and ``hidden``.
+        seed: of the initial weights (PyTorch's default distributions).
+
+    Returns:
+        A module from (N, in_channels, H, W) images to (N, classes) logits.
+
+    Raises:
+        ValueError: a size is below 1, or ``channels`` is empty.
+    """
+    counts = _scaled("channels", channels, width)
+    if not counts:
+        raise ValueError("channels: expected at least one convolution, got none")
+    units = _scaled("hidden", [hidden], width)[0]
+    layers: OrderedDict[str, nn.Module] = OrderedDict()
+    before = _count("in_channels", in_channels)
+    with _initial_weights(seed):
+        for i, after in enumerate(counts, start=1):
+            layers[f"conv{i}"] = nn.Conv2d(before, after, 3, padding=1)
+            if batchnorm:
+                layers[f"bn{i}"] = nn.BatchNorm2d(after)
+            layers[f"relu{i}"] = nn.ReLU()
+            if pool:
+                layers[f"pool{i}"] = nn.MaxPool2d(2)
+            before = after
+        layers["average"] = nn.AdaptiveAvgPool2d(4)
+        layers["flatten"] = nn.Flatten()
+        layers["fc"] = nn.Linear(16 * before, units)
+        layers["fc_relu"] = nn.ReLU()
+        layers["output"] = nn.Linear(units, _count("classes", classes))
+    return nn.Sequential(layers)
+
+
+def lenet(
+    in_channels: int = 1,
+    classes: int = 10,
+    image_size: int = 28,
+    channels: Sequence[int] = (20, 50),
+    hidden: int = 500,
+    padding: int = 0,
+    width: float = 1.0,
+    seed: int | None = None,
+) -> nn.Sequential:
+    """Build LeNet: two 5x5 convolutions, each with ReLU and 2x2 max pooling, and a hidden layer.
+
+    ``channels=(10, 20), hidden=128`` is the small-LeNet of Chaudhari et al. 2017 (Entropy-SGD)
+    whose Hessian they computed: 47,658 parameters. The default sizes are those of Caffe's LeNet.
+
+    Args:
+        in_channels: of the images.
+        classes: outputs.
+        image_size: height and width of the images, in pixels.
+        channels: of the two convolutions.
+        hidden: units of the hidden layer.
+        padding: pixels around each convolution's input; 2 makes room for 8x8 digits.
+        width: multiplies ``channels`` and ``hidden``.
+        seed: of the initial weights (PyTorch's default distributions).
+
+    Returns:
+        A module from (N, in_channels, image_size, image_size) images to (N, classes) logits.
+
+    Raises:
+        ValueError: a size is below 1, or the image is too small.
+    """
+    counts = _scaled("channels", channels, width)
+    if len(counts) != 2:
+        raise ValueError(f"channels: expected two convolutions, got {tuple(channels)}")
+    if padding < 0:
+        raise ValueError(f"padding: expected 0 or more, got {padding}")
+    smallest = max(1, 16 - 6 * padding)
+    side = _count("image_size", image_size)
+    if side < smallest:
+        raise ValueError(
+            f"image_size: expected at least {smallest} with padding={padding}, got {image_size}; "
+            "padding=2 makes room for 4 and more"
+        )
+    for _ in counts:
+        side = (side + 2 * padding - 4) // 2
+    first, second = counts
+    units = _scaled("hidden", [hidden], width)[0]
+    with _initial_weights(seed):
+        layers: OrderedDict[str, nn.Module] = OrderedDict(
+            conv1=nn.Conv2d(_count("in_channels", in_channels), first, 5, padding=padding),
+            relu1=nn.ReLU(),
+            pool1=nn.MaxPool2d(2),
+            conv2=nn.Conv2d(first, second, 5, padding=padding),
+            relu2=nn.ReLU(),
+            pool2=nn.MaxPool2d(2),
+            flatten=nn.Flatten(),
+            fc=nn.Linear(second * side * side, units),
+            fc_relu=nn.ReLU(),
+            output=nn.Linear(units, _count("classes", classes)),
+        )
+    return nn.Sequential(layers)
+
+
+def vgg9(
+    in_channels: int = 3,
+    classes: int = 10,
+    image_size: int = 32,
+    width: float = 1.0,
+    batchnorm: bool = True,
+    seed: int | None = None,
+) -> nn.Sequential:
+    """Build VGG-9 for CIFAR-10: 64-64-M-128-128-M-256-256-256-M, a hidden layer of 256.
+
+    2.79 million parameters and 191.6 million multiplications per image at full width. Source:
+    Li et al. 2018 and their code, including the initialisation of :func:`resnet`.
+
+    Args:
+        in_channels: of the images.
+        classes: outputs.
+        image_size: height and width of the images, in pixels.
+        width: multiplies the channels and the hidden layer.
+        batchnorm: normalise after each convolution and after the hidden layer.
+        seed: of the initial weights.
+
+    Returns:
+        A module from (N, in_channels, image_size, image_size) images to (N, classes) logits.
+
+    Raises:
+        ValueError: a size is below 1, or the image is smaller than 8x8.
+    """
+    if _count("image_size", image_size) < 8:
+        raise ValueError(
+            f"image_size: VGG-9 pools three times and needs 8 or more, got {image_size}"
+        )
+    layers: OrderedDict[str, nn.Module] = OrderedDict()
+    before = _count("in_channels", in_channels)
+    with _initial_weights(seed):
+        for stage, counts in enumerate([(64, 64), (128, 128), (256, 256, 256)], start=1):
+            for i, after in enumerate(_scaled("channels", counts, width), start=1):
+                layers[f"conv{stage}_{i}"] = nn.Conv2d(before, after, 3, padding=1)
+                if batchnorm:
+                    layers[f"bn{stage}_{i}"] = nn.BatchNorm2d(after)
+                layers[f"relu{stage}_{i}"] = nn.ReLU()
+                before = after
+            layers[f"pool{stage}"] = nn.MaxPool2d(2)
+        layers["flatten"] = nn.Flatten()
+        layers["fc"] = nn.Linear(before * (image_size // 8) ** 2, before)
+        if batchnorm:
+            layers["fc_bn"] = nn.BatchNorm1d(before)
+        layers["fc_relu"] = nn.ReLU()
+        layers["output"] = nn.Linear(before, _count("classes", classes))
+        return _initialise(nn.Sequential(layers))
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions with batch norm, and a shortcut around them unless it is dropped.
+
+    The shortcut is the identity, or a 1x1 convolution with batch norm where the shape changes.
+    """
+
+    def __init__(self, before: int, after: int, stride: int, shortcut: bool) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(before, after, 3, stride=stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(after)
+        self.relu1 = nn.ReLU()
+        self.conv2 = nn.Conv2d(after, after, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(after)
+        self.relu2 = nn.ReLU()
+        self.shortcut: nn.Module | None = nn.Identity() if shortcut else None
+        if shortcut and (stride != 1 or before != after):
+            projection = nn.Conv2d(before, after, 1, stride=stride, bias=False)
+            self.shortcut = nn.Sequential(OrderedDict(conv=projection, bn=nn.BatchNorm2d(after)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, before, H, W) to (N, after, H / stride, W / stride)."""
+        y = self.bn2(self.conv2(self.relu1(self.bn1(self.conv1(x)))))
+        return self.relu2(y if self.shortcut is None else y + self.shortcut(x))
+
+
+def resnet(
+    depth: int,
+    shortcuts: bool = True,
+    in_channels: int = 3,
+    classes: int = 10,
+    width: int = 16,
+    seed: int | None = None,
+) -> nn.Sequential:
+    """Build a CIFAR ResNet (20, 56, 110, ...), with or without its shortcuts, for any image size.
+
+    Three stages of (depth - 2) / 6 blocks with width, 2 width and 4 width channels. Per 32x32
+    image ResNet-20 takes 40.8 and ResNet-56 125.7 million multiplications. Convolutions start from
+    Kaiming's normal distribution (fan in), the output layer from N(0, 0.001). Source: He et al.
+    2016; Li et al. 2018 and their code (projection shortcuts; ``noshort`` drops every shortcut).
+
+    Args:
+        depth: weighted layers on the longest path, 6n + 2.
+        shortcuts: ``False`` drops all of them.
+        in_channels: of the images.
+        classes: outputs.
+        width: channels of the first stage (not a factor): 16 in the paper.
+        seed: of the initial weights.
+
+    Returns:
+        A module from (N, in_channels, H, W) images to (N, classes) logits.
+
+    Raises:
+        ValueError: ``depth`` is not of the form 6n + 2, or a size is below 1.
+    """
+    if depth < 8 or depth % 6 != 2:
+        raise ValueError(f"depth: expected 6n + 2 (8, 14, 20, ..., 56, 110), got {depth}")
+    before = _count("width", width)
+    with _initial_weights(seed):
+        layers: OrderedDict[str, nn.Module] = OrderedDict(
+            conv=nn.Conv2d(_count("in_channels", in_channels), width, 3, padding=1, bias=False),
+            bn=nn.BatchNorm2d(width),
+            relu=nn.ReLU(),
+        )
+        for stage in range(3):
+            blocks: OrderedDict[str, nn.Module] = OrderedDict()
+            for i in range((depth - 2) // 6):
+                stride = 2 if stage > 0 and i == 0 else 1
+                blocks[f"block{i + 1}"] = BasicBlock(before, width << stage, stride, shortcuts)
+                before = width << stage
+            layers[f"stage{stage + 1}"] = nn.Sequential(blocks)
+        layers["average"] = nn.AdaptiveAvgPool2d(1)
+        layers["flatten"] = nn.Flatten()
+        layers["output"] = nn.Linear(before, _count("classes", classes))
+        return _initialise(nn.Sequential(layers))
+
+
+def _initialise(model: nn.Sequential) -> nn.Sequential:
+    """Draw the initial weights of Li et al.: Kaiming for convolutions, N(0, 0.001) for linear."""
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu")
+        elif isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=1e-3)
+        if isinstance(module, nn.Conv2d | nn.Linear) and module.bias is not None:
+            nn.init.zeros_(module.bias)
+    return model
+
+
+@contextlib.contextmanager
+def _initial_weights(seed: int | None) -> Iterator[None]:
+    """Build modules on the CPU; with a seed, on a random stream of their own."""
+    with torch.device("cpu"), torch.random.fork_rng(devices=[], enabled=seed is not None):
+        if seed is not None:
+            torch.default_generator.manual_seed(seed)  # torch.manual_seed would touch the GPU's
+        yield
+
+
+def _count(name: str, value: int) -> int:
+    if int(value) != value or value < 1:
+        raise ValueError(f"{name}: expected a whole number of at least 1, got {value!r}")
+    return int(value)
+
+
+def _scaled(name: str, counts: Sequence[int], width: float) -> list[int]:
+    """Multiply channel or unit counts by ``width``, rounded half up, at least 1."""
+    if not (width > 0 and math.isfinite(width)):
+        raise ValueError(f"width: expected a positive finite factor, got {width}")
+    return [max(1, math.floor(_count(name, count) * width + 0.5)) for count in counts]
