@@ -1,0 +1,103 @@
+"""Data for an evaluation: any data set or iterable, as a list of batches that can be re-read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_map
+
+from landscape_lib.runtime import generator
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Inputs and targets of ``size`` samples; both may be nested (dicts, tuples) of tensors."""
+
+    x: Any
+    y: Any
+    size: int
+
+
+def read_batches(
+    data: Any, samples: int | None, batch_size: int, seed: int
+) -> tuple[list[Batch], int]:
+    """Read ``data`` once.
+
+    Args:
+        data: anything with ``x`` and ``y``, or an iterable of ``(x, y)`` batches.
+        samples: size of a random subset, or ``None`` for all; needs ``x`` and ``y``.
+        batch_size: samples per batch where data come whole.
+        seed: of the subset.
+
+    Returns:
+        The batches, and the number of samples in all of ``data``.
+
+    Raises:
+        TypeError: ``data`` is neither.
+        ValueError: no samples, unequal lengths, or ``samples`` out of range.
+    """
+    if hasattr(data, "x") and hasattr(data, "y"):
+        total = _common_length(data.x, data.y)
+        return _split(data.x, data.y, total, samples, batch_size, seed), total
+    if isinstance(data, Tensor) or not isinstance(data, Iterable):
+        raise TypeError(
+            f"data: expected something with x and y, or an iterable of (x, y) batches, "
+            f"got {type(data).__name__}"
+        )
+    batches = []
+    for item in data:
+        if not isinstance(item, (tuple, list)) or len(item) != 2:
+            raise TypeError(f"data: expected batches (x, y), got {type(item).__name__}")
+        batches.append(Batch(item[0], item[1], _common_length(item[0], item[1])))
+    if not batches:
+        raise ValueError("data: has no batches (an iterator that was used up before?)")
+    if samples is not None:
+        raise ValueError("samples: a subset needs data with x and y, not an iterable of batches")
+    return batches, sum(batch.size for batch in batches)
+
+
+def move(batch: Batch, device: torch.device, dtype: torch.dtype | None) -> Batch:
+    """Return the batch on ``device``, its floating-point tensors as ``dtype`` if one is given."""
+
+    def move_tensor(tensor: Any) -> Any:
+        if not isinstance(tensor, Tensor):
+            return tensor
+        return tensor.to(device, dtype if tensor.is_floating_point() else None)
+
+    return Batch(tree_map(move_tensor, batch.x), tree_map(move_tensor, batch.y), batch.size)
+
+
+def _split(
+    x: Any, y: Any, total: int, samples: int | None, batch_size: int, seed: int
+) -> list[Batch]:
+    if samples is not None:
+        if not isinstance(samples, int) or not 1 <= samples <= total:
+            raise ValueError(f"samples: expected a whole number from 1 to {total}, got {samples!r}")
+        chosen = torch.randperm(total, generator=generator(seed))[:samples].sort().values
+        x = tree_map(lambda t: t[chosen.to(t.device)], x)
+        y = tree_map(lambda t: t[chosen.to(t.device)], y)
+        total = samples
+    return [
+        Batch(
+            tree_map(lambda t, s=start: t[s : s + batch_size], x),
+            tree_map(lambda t, s=start: t[s : s + batch_size], y),
+            min(batch_size, total - start),
+        )
+        for start in range(0, total, batch_size)
+    ]
+
+
+def _common_length(x: Any, y: Any) -> int:
+    lengths = {len(t) for t in tree_flatten((x, y))[0] if isinstance(t, Tensor) and t.dim() > 0}
+    if len(lengths) != 1:
+        raise ValueError(
+            f"data: x and y must hold tensors of one common length, got lengths {sorted(lengths)}"
+        )
+    length = lengths.pop()
+    if length == 0:
+        raise ValueError("data: has no samples")
+    return length

@@ -1,0 +1,167 @@
+"""Directions in weight space: random and normalised, or taken from a training trajectory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from landscape_lib.weights import Weights, check_like, flatten, unflatten
+
+NORMALIZATIONS = ("filter", "layer", None)
+
+
+def random_direction(
+    weights: Weights,
+    *,
+    normalize: str | None = "filter",
+    ignore_1d: bool = True,
+    generator: torch.Generator | None = None,
+) -> Weights:
+    """Draw a direction from N(0, I) and normalise it (Li et al., 2018, section 4).
+
+    Args:
+        weights: the centre; gives names, shapes and, for normalisation, lengths.
+        normalize: ``"filter"`` gives every filter (slice along dimension 0 of a tensor: an output
+            channel, a row of a linear layer) the norm of the same filter of ``weights``;
+            ``"layer"`` does so per tensor; ``None`` leaves the normal draw.
+        ignore_1d: set tensors of at most one dimension (biases, batch-norm scale and shift) to
+            zero, as Li et al. do in their figures. With ``False`` each of their entries is a
+            filter of its own.
+        generator: source of randomness (CPU); without one the global generator is used.
+
+    Returns:
+        A weight vector shaped like ``weights``.
+
+    Raises:
+        ValueError: unknown ``normalize``, or nothing is left because every tensor has at most
+            one dimension.
+    """
+    return random_directions(
+        weights, 1, normalize=normalize, ignore_1d=ignore_1d, generator=generator
+    )[0]
+
+
+def random_directions(
+    weights: Weights,
+    count: int,
+    *,
+    normalize: str | None = "filter",
+    ignore_1d: bool = True,
+    generator: torch.Generator | None = None,
+) -> list[Weights]:
+    """Draw ``count`` directions that are orthogonal *and* normalised.
+
+    Normalising whole vectors after orthogonalising them undoes the orthogonality. Here both
+    hold: within each block (filter, layer, or all weights) the draws are orthogonalised first, and
+    a block is then only rescaled. A block with fewer than ``count`` entries cannot hold that many
+    orthogonal parts; the parts that do not fit are zero.
+
+    Args:
+        weights, normalize, ignore_1d, generator: as in :func:`random_direction`.
+        count: how many directions.
+
+    Raises:
+        ValueError: as in :func:`random_direction`, or ``count`` is below 1.
+    """
+    if normalize not in NORMALIZATIONS:
+        raise ValueError(f"normalize: expected one of {NORMALIZATIONS}, got {normalize!r}")
+    if count < 1:
+        raise ValueError(f"count: expected at least 1, got {count}")
+    if ignore_1d and all(tensor.dim() <= 1 for tensor in weights.values()):
+        raise ValueError(
+            "ignore_1d: every tensor of weights has at most one dimension, so the direction "
+            "would be zero; pass ignore_1d=False"
+        )
+    draws = [_draw(weights, ignore_1d, generator) for _ in range(count)]
+    if normalize is None:
+        flat = torch.stack([flatten(draw) for draw in draws], dim=1)
+        basis = _orthogonalize(flat[None])[0]
+        return [unflatten(vector, weights) for vector in basis.unbind(1)]
+    directions: list[Weights] = [{} for _ in range(count)]
+    for name, tensor in weights.items():
+        # Blocks as a batch of matrices (blocks, entries of a block, count).
+        blocks = torch.stack([_blocks(draw[name], normalize) for draw in draws], dim=2)
+        blocks = _orthogonalize(blocks)
+        lengths = _blocks(tensor, normalize).norm(dim=1, keepdim=True)[..., None]
+        norms = blocks.norm(dim=1, keepdim=True)
+        scaled = torch.where(norms > 0, blocks * (lengths / norms), 0.0)
+        for direction, part in zip(directions, scaled.unbind(2), strict=True):
+            direction[name] = part.reshape(tensor.shape)
+    return directions
+
+
+def pca_directions(trajectory: Sequence[Weights], k: int = 2) -> tuple[list[Weights], list[float]]:
+    """Return the principal directions of a trajectory, seen from its last point.
+
+    The rows ``w_t - w_T`` of all points but the last are decomposed without centring, so that the
+    plane passes through the final weights (Li et al., 2018, section 7).
+
+    Args:
+        trajectory: at least k + 1 weight vectors, in the order of training.
+        k: how many directions.
+
+    Returns:
+        k orthonormal weight vectors, and the fraction of the squared distances that each
+        one explains.
+
+    Raises:
+        ValueError: the trajectory is too short, its vectors differ in names or shapes, or it does
+            not move.
+    """
+    if len(trajectory) < k + 1:
+        raise ValueError(
+            f"trajectory: {k} directions need at least {k + 1} points, got {len(trajectory)}"
+        )
+    last = trajectory[-1]
+    for step, point in enumerate(trajectory):
+        check_like(point, last, f"trajectory[{step}]", "the last point")
+    end = flatten(last).double()
+    offsets = torch.stack([flatten(point).double() - end for point in trajectory[:-1]])
+    # The Gram matrix is (steps, steps): its eigenvectors give the principal directions at the
+    # cost of one product, however many weights there are.
+    values, vectors = torch.linalg.eigh(offsets @ offsets.T)
+    values, vectors = values.flip(0).clamp(min=0), vectors.flip(1)
+    total = float(values.sum())
+    if total == 0 or float(values[k - 1]) <= 1e-14 * float(values[0]):
+        raise ValueError(f"trajectory: spans fewer than {k} direction(s)")
+    principal = (vectors[:, :k].T @ offsets) / values[:k, None].sqrt()
+    # An eigenvector's sign is arbitrary; the start of training is put on the positive side.
+    principal *= torch.where(principal @ offsets[0] < 0, -1.0, 1.0)[:, None]
+    dtype = flatten(last).dtype
+    directions = [unflatten(vector.to(dtype), last) for vector in principal]
+    return directions, (values[:k] / total).tolist()
+
+
+def _draw(weights: Weights, ignore_1d: bool, generator: torch.Generator | None) -> Weights:
+    # Drawn on the CPU so that a seed means the same direction on every device.
+    return {
+        name: torch.zeros_like(tensor)
+        if ignore_1d and tensor.dim() <= 1
+        else torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype).to(tensor.device)
+        for name, tensor in weights.items()
+    }
+
+
+def _blocks(tensor: Tensor, normalize: str) -> Tensor:
+    if normalize == "layer":
+        return tensor.reshape(1, -1)
+    return tensor.reshape(tensor.shape[0] if tensor.dim() else 1, -1)
+
+
+def _orthogonalize(blocks: Tensor) -> Tensor:
+    """Gram-Schmidt over the last dimension of (blocks, entries, count), twice for accuracy."""
+    done: list[Tensor] = []
+    for column in blocks.unbind(2):
+        length = column.norm(dim=1, keepdim=True)
+        for _ in range(2):
+            for other in done:
+                squared = (other * other).sum(1, keepdim=True)
+                share = (column * other).sum(1, keepdim=True) / torch.where(
+                    squared > 0, squared, 1.0
+                )
+                column = column - share * other
+        left = column.norm(dim=1, keepdim=True)
+        done.append(torch.where(left > 1e-5 * length, column, 0.0))
+    return torch.stack(done, dim=2)

@@ -1,0 +1,191 @@
+"""What is measured at a point: loss and metrics, per sample, with their standard errors."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+Measure = Callable[[Any, Any], Tensor]
+
+
+def accuracy(output: Tensor, target: Tensor) -> Tensor:
+    """Return 1 for each sample whose largest output is its class, else 0; NaN if it has NaN.
+
+    Args:
+        output: shape (N, C) or (N, C, ...), one score per class.
+        target: shape (N,) or (N, ...), class indices.
+
+    Returns:
+        Shape (N,) or (N, ...).
+    """
+    correct = (output.argmax(dim=1) == target).to(output.dtype)
+    return torch.where(output.isnan().any(dim=1), torch.nan, correct)
+
+
+class Measures:
+    """Loss and metrics as sums over samples, ready to be accumulated over batches.
+
+    Args:
+        loss: callable ``(output, target) -> scalar mean``. If it also takes
+            ``reduction="none"``, as the losses of torch do, standard errors are available.
+        metrics: name -> callable ``(output, target)`` that returns one value per sample (N,) or
+            the mean as a scalar; ``None`` means accuracy where targets are class indices.
+        output: the model's output for one batch, on which everything is tried.
+        target: the targets of that batch.
+        size: N, the number of samples in that batch.
+
+    Raises:
+        TypeError: ``loss`` or a metric is not callable or returns no tensor.
+        ValueError: a measure returns a shape that is neither a scalar nor one value per sample, or
+            a metric has a reserved name.
+    """
+
+    def __init__(
+        self,
+        loss: Measure,
+        metrics: Mapping[str, Measure] | None,
+        output: Any,
+        target: Any,
+        size: int,
+    ) -> None:
+        if metrics is None:
+            metrics = {"accuracy": accuracy} if _is_classification(output, target) else {}
+        for name in metrics:
+            if name in ("loss", "samples") or name.endswith("_se"):
+                raise ValueError(f"metrics: {name!r} is a reserved name")
+        self._functions: dict[str, tuple[Measure, bool]] = {
+            "loss": _choose_loss(loss, output, target, size)
+        }
+        for name, metric in metrics.items():
+            value = _try(metric, f"metrics[{name!r}]", output, target)
+            self._functions[name] = (metric, _is_per_sample(value, size, f"metrics[{name!r}]"))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """``"loss"``, then the names of the metrics."""
+        return tuple(self._functions)
+
+    def sums(self, output: Any, target: Any, size: int) -> Tensor:
+        """Return float64 sums over one batch, shape (measures, 2): of values, of squares.
+
+        The sum of squares is NaN for a measure that gives only means. Pure tensor operations, so
+        that it also works inside ``torch.vmap``.
+        """
+        rows = []
+        for function, per_sample in self._functions.values():
+            value = function(output, target)
+            if per_sample:
+                value = _float64(value.reshape(size, -1)).mean(dim=1)
+                rows.append(torch.stack([value.sum(), value.square().sum()]))
+            else:
+                total = _float64(value) * size
+                rows.append(torch.stack([total, total * math.nan]))
+        return torch.stack(rows)
+
+
+def mean_and_error(
+    sums: NDArray[np.float64], samples: int, population: float
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Turn sums into means and standard errors of the mean.
+
+    The standard error is ``s / sqrt(n) * sqrt((N - n) / (N - 1))`` with the sample standard
+    deviation s: the second factor is the correction for drawing n samples from a finite population
+    of N without replacement; it is 0 when all were drawn.
+
+    Args:
+        sums: shape (..., 2), as from :meth:`Measures.sums`.
+        samples: n.
+        population: N; ``math.inf`` for the distribution that the data came from.
+
+    Returns:
+        Means and standard errors, shape (...).
+    """
+    mean = sums[..., 0] / samples
+    if samples >= population:
+        return mean, np.where(np.isfinite(mean), 0.0, np.nan)
+    if samples < 2:
+        return mean, np.full_like(mean, np.nan)
+    correction = 1.0 if math.isinf(population) else (population - samples) / (population - 1)
+    with np.errstate(invalid="ignore", over="ignore"):
+        variance = (sums[..., 1] - samples * mean**2) / (samples - 1)
+        # Rounding can leave a tiny negative variance where all samples agree.
+        variance = np.where(variance < 0, 0.0, variance)
+        return mean, np.sqrt(variance / samples * correction)
+
+
+def _float64(value: Tensor) -> Tensor:
+    # Apple's MPS has no float64.
+    return value.cpu().double() if value.device.type == "mps" else value.double()
+
+
+def _is_classification(output: Any, target: Any) -> bool:
+    return (
+        isinstance(output, Tensor)
+        and isinstance(target, Tensor)
+        and not target.is_floating_point()
+        and output.dim() == target.dim() + 1
+    )
+
+
+def _try(function: Measure, name: str, output: Any, target: Any) -> Tensor:
+    if not callable(function):
+        raise TypeError(
+            f"{name}: expected a callable (output, target), got {type(function).__name__}"
+        )
+    value = function(output, target)
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name}: expected it to return a tensor, got {type(value).__name__}")
+    return value
+
+
+def _is_per_sample(value: Tensor, size: int, name: str) -> bool:
+    if value.dim() == 0:
+        return False
+    if value.shape[0] == size:
+        return True
+    raise ValueError(
+        f"{name}: expected a scalar or one value per sample, shape ({size},), "
+        f"got shape {tuple(value.shape)}"
+    )
+
+
+def _choose_loss(loss: Measure, output: Any, target: Any, size: int) -> tuple[Measure, bool]:
+    """Prefer the per-sample form of the loss, if its mean is what the loss itself gives."""
+    mean = _try(loss, "loss", output, target)
+    if mean.dim() > 0:
+        return loss, _is_per_sample(mean, size, "loss")
+    unreduced = _unreduced(loss)
+    if unreduced is not None:
+        values = unreduced(output, target)
+        # A loss with class weights or ignored targets averages in another way: then only its own
+        # mean is right, and there is no standard error.
+        if (
+            values.dim() > 0
+            and values.shape[0] == size
+            and torch.allclose(values.mean(), mean, rtol=1e-3, atol=1e-6, equal_nan=True)
+        ):
+            return unreduced, True
+    return loss, False
+
+
+def _unreduced(loss: Measure) -> Measure | None:
+    if isinstance(loss, torch.nn.Module):
+        if getattr(loss, "reduction", None) != "mean":
+            return None
+        loss = copy.copy(loss)
+        loss.reduction = "none"  # type: ignore[assignment]
+        return loss
+    try:
+        parameters = inspect.signature(loss).parameters
+    except (TypeError, ValueError):
+        return None
+    return partial(loss, reduction="none") if "reduction" in parameters else None
