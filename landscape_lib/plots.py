@@ -1,0 +1,131 @@
+"""Figures: one look, one colour map for loss, and honest marks where a value is not finite."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.collections import QuadMesh
+from matplotlib.colors import LogNorm, Normalize
+
+LOSS_COLORS = "viridis"
+
+# Okabe and Ito's palette: distinct for every common form of colour blindness, on white and on
+# dark grey.
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+
+
+def use_style() -> None:
+    """Set matplotlib's defaults to the look of the book."""
+    plt.rcParams.update(
+        {
+            "figure.figsize": (7.0, 3.6),
+            "figure.dpi": 110,
+            "figure.facecolor": "white",
+            "figure.constrained_layout.use": True,
+            "axes.prop_cycle": plt.cycler(color=PALETTE),
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.grid": True,
+            "grid.alpha": 0.25,
+            "image.cmap": LOSS_COLORS,
+            "legend.frameon": False,
+            "lines.linewidth": 1.8,
+            "font.size": 10.5,
+        }
+    )
+
+
+def curve(
+    dataset: xr.Dataset,
+    variable: str = "loss",
+    *,
+    ax: Axes | None = None,
+    band: float = 2.0,
+    **line: Any,
+) -> Axes:
+    """Draw a variable along a line, with a band of ``band`` standard errors.
+
+    A point that is not finite leaves a gap in the curve and a cross at the lower edge.
+
+    Args:
+        dataset: one-dimensional, as from ``evaluate`` of a ``Line``.
+        variable: name of the variable; ``<variable>_se`` gives the band if it is there.
+        ax: where to draw; the current axes by default.
+        band: half-width of the band in standard errors.
+        line: passed on to ``Axes.plot`` (label, color, linestyle, ...).
+
+    Raises:
+        ValueError: the variable has other than one dimension.
+    """
+    values = dataset[variable]
+    if values.ndim != 1:
+        raise ValueError(f"variable: {variable!r} has dimensions {values.dims}, expected one")
+    ax = ax or plt.gca()
+    (dim,) = values.dims
+    x = dataset[dim].values
+    (drawn,) = ax.plot(x, values, **line)
+    if f"{variable}_se" in dataset:
+        half = band * dataset[f"{variable}_se"].values
+        ax.fill_between(
+            x, values - half, values + half, color=drawn.get_color(), alpha=0.25, linewidth=0
+        )
+    lost = ~np.isfinite(values.values)
+    if lost.any():
+        ax.plot(
+            x[lost],
+            np.zeros(lost.sum()),
+            "x",
+            color=drawn.get_color(),
+            transform=ax.get_xaxis_transform(),
+            clip_on=False,
+        )
+    ax.set_xlabel({"alpha": "α"}.get(str(dim), str(dim)))
+    ax.set_ylabel(variable.replace("_", " "))
+    return ax
+
+
+def heat(
+    dataset: xr.Dataset,
+    variable: str = "loss",
+    *,
+    ax: Axes | None = None,
+    log: bool = False,
+    limits: tuple[float, float] | None = None,
+    levels: int = 12,
+) -> QuadMesh:
+    """Draw a variable over a plane as colours with contour lines, alpha to the right.
+
+    Cells that are not finite are left out of the colours and hatched.
+
+    Args:
+        dataset: dimensions ``("alpha", "beta")``, as from ``evaluate`` of a ``Plane``.
+        variable: name of the variable.
+        ax: where to draw; the current axes by default.
+        log: colour by the logarithm; values must be above 0.
+        limits: lowest and highest colour value; those of the data by default.
+        levels: number of contour lines; 0 draws none.
+
+    Returns:
+        The coloured mesh, for example for another colour bar.
+    """
+    ax = ax or plt.gca()
+    values = dataset[variable].transpose("beta", "alpha").values
+    finite = np.ma.masked_invalid(values)
+    low, high = limits or (float(finite.min()), float(finite.max()))
+    norm = LogNorm(low, high) if log else Normalize(low, high)
+    alpha, beta = dataset["alpha"].values, dataset["beta"].values
+    ax.set_facecolor("#d9d9d9")
+    ax.patch.set_hatch("///")
+    mesh = ax.pcolormesh(alpha, beta, finite, norm=norm, cmap=LOSS_COLORS, shading="nearest")
+    if levels and min(values.shape) > 1:
+        steps = np.geomspace(low, high, levels) if log else np.linspace(low, high, levels)
+        ax.contour(alpha, beta, finite, levels=steps[1:-1], colors="white", linewidths=0.5)
+    ax.grid(False)
+    ax.set_xlabel("α")
+    ax.set_ylabel("β")
+    ax.figure.colorbar(mesh, ax=ax, label=variable.replace("_", " "))
+    return mesh

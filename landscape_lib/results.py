@@ -1,0 +1,243 @@
+"""Results of long runs: loaded where they are committed, computed and saved where they are not."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import xarray as xr
+
+from landscape_lib import runtime
+from landscape_lib.fingerprint import differences, digest
+
+LARGEST_FILE = 1_000_000  # bytes
+
+
+class StaleResult(ValueError):
+    """A stored result was computed with another configuration than the one asked for."""
+
+
+class MissingResult(FileNotFoundError):
+    """There is no stored result, and computing it takes long enough to be asked for."""
+
+
+def cached(
+    name: str, compute: Callable[[], xr.Dataset], *, config: Mapping[str, Any]
+) -> xr.Dataset:
+    """Load a stored result, or compute and save it.
+
+    What happens depends on the scale. ``smoke``: always computed, never saved. ``book``: loaded; if
+    it is missing, an error says how to compute it. ``paper``: loaded, or computed and saved if it
+    is missing. With ``LANDSCAPE_RECOMPUTE=1`` it is computed and saved at ``book`` and
+    ``paper`` scale, whatever is there.
+
+    Args:
+        name: chapter and name, for example ``"02/mlp"``.
+        compute: makes the dataset; it can keep its own progress in :func:`scratch`.
+        config: everything the result depends on, as plain values.
+
+    Returns:
+        The dataset, with its provenance as attributes.
+
+    Raises:
+        StaleResult: the stored configuration differs; the message names the keys.
+        MissingResult: nothing is stored and nothing says to compute it.
+    """
+    wanted = _plain(config)
+    if runtime.scale() == "smoke":
+        return _compute(name, compute, wanted)
+    path = _path(name)
+    if not runtime.recompute():
+        if path.exists():
+            return _load(path, name, wanted)
+        if runtime.scale() == "book":
+            raise MissingResult(
+                f"result {name!r} is not stored at {path}. Compute it with "
+                f"`make results CHAPTER={name.split('/')[0]}`, or set LANDSCAPE_RECOMPUTE=1 "
+                f"(real data, possibly hours on two cores, resumable)"
+            )
+    dataset = _compute(name, compute, wanted)
+    encoding: dict[Any, dict[str, Any]] = {
+        variable: {"zlib": True, "complevel": 6}
+        for variable, array in dataset.variables.items()
+        if array.ndim and array.dtype.kind in "fiu"
+    }
+    with runtime.atomic_path(path) as temporary:
+        dataset.to_netcdf(temporary, engine="h5netcdf", encoding=encoding)
+        size = temporary.stat().st_size
+        if size > LARGEST_FILE:
+            raise ValueError(
+                f"result {name!r} takes {size:,} bytes; stored results stay below "
+                f"{LARGEST_FILE:,}: keep fewer variables or float32"
+            )
+    return dataset
+
+
+def scratch(name: str, config: Mapping[str, Any]) -> Path | None:
+    """Return a folder for checkpoints and stores of one computation, or ``None`` at smoke scale.
+
+    The folder belongs to this configuration alone, so that another one starts afresh.
+
+    Args:
+        name: as in :func:`cached`.
+        config: as in :func:`cached`.
+    """
+    if runtime.scale() == "smoke":
+        return None
+    path = folder() / ".work" / f"{name}-{digest(json.dumps(_plain(config), sort_keys=True))[:12]}"
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def folder() -> Path:
+    """Return the folder of stored results.
+
+    It is ``$LANDSCAPE_RESULTS``, or ``results`` of the book that the working directory is in, or
+    that of the checkout this library was installed from.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    chosen = os.environ.get("LANDSCAPE_RESULTS")
+    if chosen:
+        return Path(chosen)
+    here = Path.cwd()
+    homes = [here, *here.parents, Path(__file__).resolve().parent.parent]
+    for home in homes:
+        for candidate in (home / "book", home):
+            if (candidate / "results").is_dir() and (candidate / "references.bib").exists():
+                return candidate / "results"
+    raise FileNotFoundError(
+        f"no folder of stored results at or above {here}: run inside a checkout of the book, or "
+        f"set LANDSCAPE_RESULTS"
+    )
+
+
+def provenance(dataset: xr.Dataset) -> None:
+    """Print where a result comes from: data, seed, device, time, versions."""
+    a = dataset.attrs
+    config = json.loads(a["config"])
+    rows = {
+        "result": f"{a['name']} ({a['scale']} scale)",
+        "data": a.get("data", "none"),
+        "settings": ", ".join(f"{k}={v}" for k, v in config.items()),
+        "computed": f"in {duration(float(a['wall_seconds']))} on {a['device']}",
+        "versions": f"landscape_lib {a['library']} ({a['commit']}), torch {a['torch']}",
+    }
+    print("\n".join(f"{key:<9} {value}" for key, value in rows.items()))
+
+
+def duration(seconds: float) -> str:
+    """Return a time span as a person would say it, for example ``"3 min"``."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
+    try:
+        return dict(json.loads(json.dumps(dict(config), sort_keys=True)))
+    except TypeError as error:
+        raise TypeError(
+            f"config: expected plain values (numbers, strings, lists, dicts): {error}"
+        ) from error
+
+
+def _path(name: str) -> Path:
+    base = folder() / "paper" if runtime.scale() == "paper" else folder()
+    return base / f"{name}.nc"
+
+
+def _load(path: Path, name: str, wanted: dict[str, Any]) -> xr.Dataset:
+    try:
+        with xr.open_dataset(path, engine="h5netcdf") as stored:
+            dataset = stored.load()
+        config = json.loads(dataset.attrs["config"])
+    except Exception as error:
+        raise ValueError(f"result {name!r}: {path} cannot be read: {error}") from error
+    changed = differences(
+        {k: repr(v) for k, v in config.items()}, {k: repr(v) for k, v in wanted.items()}
+    )
+    if changed:
+        detail = "; ".join(
+            f"{k}: stored {config.get(k, 'absent')!r}, asked {wanted.get(k, 'absent')!r}"
+            for k in changed
+        )
+        raise StaleResult(
+            f"result {name!r} at {path} was computed with another configuration ({detail}). "
+            f"Recompute it with `make results CHAPTER={name.split('/')[0]}`"
+        )
+    return dataset
+
+
+def _compute(
+    name: str, compute: Callable[[], xr.Dataset], config: dict[str, Any]
+) -> xr.Dataset:
+    with _stopwatch(name, config) as seconds:
+        dataset = compute()
+    if not isinstance(dataset, xr.Dataset):
+        raise TypeError(
+            f"compute: expected it to return an xarray.Dataset, got {type(dataset).__name__}"
+        )
+    from landscape_lib import __version__
+
+    return dataset.assign_attrs(
+        name=name,
+        config=json.dumps(config, sort_keys=True),
+        scale=runtime.scale(),
+        wall_seconds=round(seconds(), 1),
+        device=dataset.attrs.get("device") or runtime.device_name(runtime.pick_device()),
+        library=__version__,
+        commit=_commit(),
+        torch=torch.__version__,
+    )
+
+
+@contextlib.contextmanager
+def _stopwatch(name: str, config: dict[str, Any]) -> Iterator[Callable[[], float]]:
+    """Measure the time of a computation that may be killed and resumed, to about ten seconds."""
+    place = scratch(name, config)
+    file = None if place is None else place / "seconds.txt"
+    before = float(file.read_text()) if file is not None and file.exists() else 0.0
+    started = time.perf_counter()
+    finished = threading.Event()
+
+    def elapsed() -> float:
+        return before + time.perf_counter() - started
+
+    def note() -> None:
+        while not finished.wait(10):
+            if file is not None:
+                with runtime.atomic_path(file) as temporary:
+                    temporary.write_text(f"{elapsed():.1f}")
+
+    thread = threading.Thread(target=note, daemon=True)
+    thread.start()
+    try:
+        yield elapsed
+    finally:
+        finished.set()
+        thread.join()
+
+
+def _commit() -> str:
+    root = Path(__file__).resolve().parent.parent
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", *arguments], cwd=root, capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    try:
+        changed = bool(git("status", "--porcelain", "--", "landscape_lib"))
+        return f"commit {git('rev-parse', '--short=12', 'HEAD')}{' with changes' if changed else ''}"
+    except (OSError, subprocess.CalledProcessError):
+        return "commit unknown"

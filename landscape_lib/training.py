@@ -1,0 +1,330 @@
+"""One training loop for any optimiser: curves, trajectory, and checkpoints that resume."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import xarray as xr
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from tqdm import tqdm
+
+from landscape_lib import runtime
+from landscape_lib.batches import move, read_batches
+from landscape_lib.fingerprint import Fingerprint, describe_callable, differences, digest
+from landscape_lib.measures import Measures
+from landscape_lib.weights import Weights, weights_of
+
+Augment = Callable[[Tensor, torch.Generator], Tensor]
+
+
+class CheckpointMismatch(ValueError):
+    """The checkpoint at this path belongs to another run, or cannot be read."""
+
+
+@dataclass
+class History:
+    """What happened during training.
+
+    Attributes:
+        batch_losses: loss of each minibatch, one per step, before the step was taken.
+        epochs: per-epoch records: ``epoch`` (1, 2, ...), ``learning_rate``, ``train_loss`` (mean of
+            the epoch's minibatch losses) and, with a test set, ``test_loss`` and metrics.
+        trajectory: weights every ``record_every`` steps, the initial and the last ones included.
+        trajectory_steps: the step after which each point of the trajectory was recorded.
+        seconds: time spent, summed over all resumed parts.
+    """
+
+    batch_losses: list[float] = field(default_factory=list)
+    epochs: list[dict[str, float]] = field(default_factory=list)
+    trajectory: list[Weights] = field(default_factory=list)
+    trajectory_steps: list[int] = field(default_factory=list)
+    seconds: float = 0.0
+
+    def curves(self) -> xr.Dataset:
+        """Return the per-epoch records as a dataset over ``epoch``."""
+        columns = {name: [row[name] for row in self.epochs] for name in self.epochs[0]}
+        epoch = np.array(columns.pop("epoch"), dtype=int)
+        return xr.Dataset(
+            {name: ("epoch", np.array(column)) for name, column in columns.items()},
+            coords={"epoch": epoch},
+        )
+
+
+def train(
+    model: nn.Module,
+    data: Any,
+    optimizer: Optimizer,
+    *,
+    epochs: int,
+    batch_size: int = 128,
+    loss: Callable[[Any, Any], Tensor] = F.cross_entropy,
+    test: Any = None,
+    schedule: LRScheduler | None = None,
+    schedule_every: str = "step",
+    augment: Augment | None = None,
+    record_every: int | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    progress: bool = True,
+    seed: int = 0,
+) -> History:
+    """Train ``model`` in place.
+
+    Minibatches are drawn without replacement, in a new order every epoch; the last one may be
+    short. Shuffling, augmentation and dropout follow ``seed``; the global random state is given
+    back as it was.
+
+    Args:
+        model: any module, on the device of ``data``; its weights and buffers change.
+        data: training set with ``x`` (N, ...) and ``y`` (N, ...).
+        optimizer: built on the model's parameters; called as ``step(closure)``.
+        epochs: passes over ``data``.
+        batch_size: samples per step.
+        loss: callable ``(output, target) -> scalar mean``.
+        test: data set on which loss and accuracy are measured after every epoch, in eval mode.
+        schedule: learning-rate schedule of ``optimizer``.
+        schedule_every: ``"step"`` or ``"epoch"``: when the schedule advances.
+        augment: ``(x, generator) -> x``, applied to each batch, for example
+            :func:`crop_and_flip`.
+        record_every: record the weights every so many steps.
+        checkpoint: file written after every epoch; training resumes from it, to the same bits as
+            an uninterrupted run.
+        progress: show a progress bar if it takes longer than two seconds.
+        seed: of the order of samples, augmentation and dropout.
+
+    Returns:
+        The history; the model ends in training mode only if it began in it.
+
+    Raises:
+        ValueError: bad input, named before any work.
+        CheckpointMismatch: ``checkpoint`` belongs to another run; it is left untouched.
+    """
+    for name, value in {"epochs": epochs, "batch_size": batch_size}.items():
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name}: expected a whole number of at least 1, got {value!r}")
+    if record_every is not None and record_every < 1:
+        raise ValueError(f"record_every: expected at least 1, got {record_every}")
+    if schedule_every not in ("step", "epoch"):
+        raise ValueError(f"schedule_every: expected 'step' or 'epoch', got {schedule_every!r}")
+    size = _size(data)
+    was_training = model.training
+    with runtime.isolated_random_state(seed):
+        run = _Run(model, optimizer, schedule, runtime.generator(seed), History())
+        if checkpoint is not None:
+            settings = [epochs, batch_size, schedule_every, record_every, seed, size]
+            run.describe(data, loss, augment, settings)
+            run.resume(Path(checkpoint))
+        if record_every is not None and not run.history.trajectory:
+            run.record(0)
+        steps = -(-size // batch_size)
+        with tqdm(
+            total=epochs * steps,
+            initial=len(run.history.batch_losses),
+            unit="step",
+            delay=2,
+            disable=not progress,
+        ) as bar:
+            for epoch in range(len(run.history.epochs), epochs):
+                started = time.perf_counter()
+                model.train()
+                rate = optimizer.param_groups[0].get("lr", float("nan"))
+                order = torch.randperm(size, generator=run.generator)
+                for chosen in order.split(batch_size):
+                    chosen = chosen.to(data.x.device)
+                    x, y = data.x[chosen], data.y[chosen]
+                    if augment is not None:
+                        x = augment(x, run.generator)
+                    run.step(x, y, loss)
+                    if schedule is not None and schedule_every == "step":
+                        schedule.step()
+                    done = len(run.history.batch_losses)
+                    if record_every is not None and (
+                        done % record_every == 0 or done == epochs * steps
+                    ):
+                        run.record(done)
+                    bar.update()
+                if schedule is not None and schedule_every == "epoch":
+                    schedule.step()
+                row = {
+                    "epoch": epoch + 1,
+                    "learning_rate": float(rate),
+                    "train_loss": float(np.mean(run.history.batch_losses[-steps:])),
+                }
+                if test is not None:
+                    scores = score(model, test, loss=loss)
+                    row |= {f"test_{name}": value for name, value in scores.items()}
+                run.history.epochs.append(row)
+                run.history.seconds += time.perf_counter() - started
+                bar.set_postfix({k: f"{v:.3f}" for k, v in row.items() if "_" in k}, refresh=False)
+                if checkpoint is not None:
+                    run.save(Path(checkpoint))
+    model.train(was_training)
+    return run.history
+
+
+def score(
+    model: nn.Module,
+    data: Any,
+    *,
+    loss: Callable[[Any, Any], Tensor] = F.cross_entropy,
+    batch_size: int = 512,
+) -> dict[str, float]:
+    """Return a model's mean loss and accuracy on a data set, in eval mode.
+
+    Args:
+        model: its mode is restored afterwards.
+        data: anything that :func:`landscape_lib.evaluate` takes.
+        loss: callable ``(output, target) -> scalar mean``.
+        batch_size: samples per forward pass.
+    """
+    device = next(model.parameters()).device
+    batches, total = read_batches(data, None, batch_size, 0)
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            sums, measures = None, None
+            for batch in batches:
+                batch = move(batch, device, None)
+                output = model(batch.x)
+                if measures is None:
+                    measures = Measures(loss, None, output, batch.y, batch.size)
+                part = measures.sums(output, batch.y, batch.size)[:, 0]
+                sums = part if sums is None else sums + part
+    finally:
+        model.train(was_training)
+    assert measures is not None and sums is not None  # read_batches gives at least one
+    return dict(zip(measures.names, (sums / total).tolist(), strict=True))
+
+
+def crop_and_flip(x: Tensor, generator: torch.Generator, pad: int = 4) -> Tensor:
+    """Shift each image by up to ``pad`` pixels and mirror half of them, on the device.
+
+    The usual CIFAR-10 augmentation (zero padding, random crop, horizontal flip), for a whole batch
+    at once.
+
+    Args:
+        x: images, shape (N, C, H, W).
+        generator: CPU generator of the shifts and flips.
+        pad: largest shift in pixels.
+
+    Returns:
+        Images of the same shape.
+    """
+    n, channels, height, width = x.shape
+    shifts = torch.randint(0, 2 * pad + 1, (2, n), generator=generator).to(x.device)
+    flips = (torch.rand(n, generator=generator) < 0.5).to(x.device)
+    rows = shifts[0][:, None] + torch.arange(height, device=x.device)
+    columns = torch.arange(width, device=x.device).expand(n, width)
+    columns = torch.where(flips[:, None], columns.flip(1), columns) + shifts[1][:, None]
+    padded = F.pad(x, (pad, pad, pad, pad))
+    sample = torch.arange(n, device=x.device)[:, None, None, None]
+    channel = torch.arange(channels, device=x.device)[None, :, None, None]
+    return padded[sample, channel, rows[:, None, :, None], columns[:, None, None, :]]
+
+
+@dataclass
+class _Run:
+    """Everything that a checkpoint must hold."""
+
+    model: nn.Module
+    optimizer: Optimizer
+    schedule: LRScheduler | None
+    generator: torch.Generator
+    history: History
+    fingerprint: Fingerprint = field(default_factory=dict)
+
+    def step(self, x: Tensor, y: Tensor, loss: Callable[[Any, Any], Tensor]) -> None:
+        def closure() -> Tensor:
+            self.optimizer.zero_grad()
+            value = loss(self.model(x), y)
+            value.backward()
+            return value
+
+        # Some optimisers evaluate the closure several times; the first value is the loss at the
+        # weights before the step, and that is what step() returns.
+        value: Any = self.optimizer.step(closure)
+        self.history.batch_losses.append(float(value.detach()))
+
+    def record(self, step: int) -> None:
+        self.history.trajectory.append(weights_of(self.model))
+        self.history.trajectory_steps.append(step)
+
+    def describe(self, data: Any, loss: Any, augment: Any, settings: list[Any]) -> None:
+        groups = [
+            {k: v for k, v in group.items() if k != "params"}
+            for group in self.optimizer.param_groups
+        ]
+        schedule = None if self.schedule is None else self.schedule.state_dict()
+        self.fingerprint = {
+            "initial weights": digest(dict(self.model.state_dict())),
+            "architecture": digest(repr(self.model)),
+            "data": digest([data.x, data.y]),
+            "loss": describe_callable(loss),
+            "augment": describe_callable(augment) if augment else "None",
+            "optimizer": f"{type(self.optimizer).__name__} {digest(groups)}",
+            "schedule": digest([type(self.schedule).__name__, sorted(schedule or [])]),
+            "settings": repr(settings),
+        }
+
+    def save(self, path: Path) -> None:
+        state = {
+            "fingerprint": self.fingerprint,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": None if self.schedule is None else self.schedule.state_dict(),
+            "generator": self.generator.get_state(),
+            "random_state": torch.get_rng_state(),
+            "cuda_random_state": torch.cuda.get_rng_state_all(),
+            "history": vars(self.history),
+        }
+        with runtime.atomic_path(path) as temporary:
+            torch.save(state, temporary)
+
+    def resume(self, path: Path) -> None:
+        if not path.exists():
+            return
+        try:
+            device = next(self.model.parameters()).device
+            # Random states must stay on the CPU; tensors of the model are copied into place.
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            changed = differences(state["fingerprint"], self.fingerprint)
+        except Exception as error:
+            raise CheckpointMismatch(
+                f"checkpoint: {path} cannot be read ({error}); it was left untouched: "
+                f"move it away or choose another path"
+            ) from error
+        if changed:
+            raise CheckpointMismatch(
+                f"checkpoint: {path} belongs to another run: {', '.join(changed)} differ(s); "
+                f"it was left untouched: move it away or choose another path"
+            )
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.schedule is not None:
+            self.schedule.load_state_dict(state["schedule"])
+        self.generator.set_state(state["generator"])
+        torch.set_rng_state(state["random_state"])
+        if device.type == "cuda":
+            torch.cuda.set_rng_state_all(state["cuda_random_state"])
+        self.history = History(**state["history"])
+
+
+def _size(data: Any) -> int:
+    if not (hasattr(data, "x") and hasattr(data, "y")):
+        raise TypeError(f"data: expected a data set with x and y, got {type(data).__name__}")
+    if len(data.x) != len(data.y) or len(data.x) == 0:
+        raise ValueError(
+            f"data: x and y must have one common length above 0, got {len(data.x)} and "
+            f"{len(data.y)}"
+        )
+    return len(data.x)
