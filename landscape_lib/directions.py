@@ -59,8 +59,11 @@ def random_directions(
     orthogonal parts; the parts that do not fit are zero.
 
     Args:
-        weights, normalize, ignore_1d, generator: as in :func:`random_direction`.
+        weights: as in :func:`random_direction`.
         count: how many directions.
+        normalize: as in :func:`random_direction`.
+        ignore_1d: as in :func:`random_direction`.
+        generator: as in :func:`random_direction`.
 
     Raises:
         ValueError: as in :func:`random_direction`, or ``count`` is below 1.

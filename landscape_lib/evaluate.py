@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
-import math
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -75,7 +75,7 @@ def evaluate(
             default is the data set itself, so that evaluating all of it leaves no error;
             ``math.inf`` stands for the distribution that the data were drawn from.
         batch_size: samples per forward pass (ignored if ``data`` comes in batches).
-        chunk_size: points per ``vmap`` call and per write to ``store``; chosen if ``None``.
+        chunk_size: points per ``vmap`` call; chosen if ``None``.
         training: run in training mode (dropout active, the same masks at every point).
         store: path of a file to which finished points are written; resumes from it if it exists.
         progress: show a progress bar if it takes longer than two seconds.
@@ -176,9 +176,9 @@ class _Points:
         # Points are built in at least float32: a step along a direction can be smaller than
         # bfloat16 resolves.
         precise = torch.promote_types(first.dtype, torch.float32)
-        self._basis = torch.stack(
-            [flatten({n: v[n] for n in parameters}) for v in slice.basis]
-        ).to(first.device, precise)
+        self._basis = torch.stack([flatten({n: v[n] for n in parameters}) for v in slice.basis]).to(
+            first.device, precise
+        )
         # All parameters are views of one flat vector, so that a point is one product.
         self._flat = torch.empty(self.count, dtype=first.dtype, device=first.device)
         for name, view in unflatten(self._flat, parameters).items():
@@ -195,15 +195,21 @@ class _Points:
         coefficients = self.slice.coefficients(self.slice.coordinates[indices])
         return torch.from_numpy(coefficients).to(self._basis) @ self._basis
 
-    def sums_by_loop(self, index: int, batches: list[Batch], measures: Measures) -> Tensor:
+    def sums(
+        self, indices: NDArray[np.int64], batches: list[Batch], measures: Measures, method: str
+    ) -> Tensor:
+        """Return the sums at some points, shape (k, measures, 2)."""
+        if method == "vmap":
+            return self._by_vmap(indices, batches, measures)
+        return torch.stack([self._by_loop(i, batches, measures) for i in indices.tolist()])
+
+    def _by_loop(self, index: int, batches: list[Batch], measures: Measures) -> Tensor:
         self._flat.copy_(self._vectors(np.array([index]))[0])
         torch.manual_seed(self.seed)
-        parts = [
-            measures.sums(_at_least_float32(self._probe(b.x)), b.y, b.size) for b in batches
-        ]
+        parts = [measures.sums(_at_least_float32(self._probe(b.x)), b.y, b.size) for b in batches]
         return torch.stack(parts).sum(0)
 
-    def sums_by_vmap(
+    def _by_vmap(
         self, indices: NDArray[np.int64], batches: list[Batch], measures: Measures
     ) -> Tensor:
         vectors = self._vectors(indices).to(self._flat.dtype)
@@ -220,11 +226,13 @@ class _Points:
         ]
         return torch.stack(parts).sum(0)
 
-    def describe(self, index: int) -> str:
-        coordinates = self.slice.coordinates[index].tolist()
-        names = self.slice.dims if len(self.slice.dims) == len(coordinates) else ()
-        named = [f"{n}={c:g}" for n, c in zip(names, coordinates, strict=False)]
-        return f"point {index} ({', '.join(named) or coordinates})"
+    def describe(self, indices: NDArray[np.int64]) -> str:
+        """Name some points for an error message."""
+        first = self.slice.coordinates[indices[0]].tolist()
+        names = self.slice.dims if len(self.slice.dims) == len(first) else range(len(first))
+        place = ", ".join(f"{n}={c:g}" for n, c in zip(names, first, strict=True))
+        others = f" or one of the {len(indices) - 1} after it" if len(indices) > 1 else ""
+        return f"point {indices[0]} ({place}){others}"
 
 
 def _all_sums(
@@ -248,29 +256,24 @@ def _all_sums(
         kept = SurfaceStore(store, fingerprint, total, columns)
         values = kept.values.reshape(values.shape)
         pending = kept.pending
-    if chunk_size is None:
-        chunk_size = _vmap_chunk(points, batches) if method == "vmap" else 1
+    if method == "loop":
+        chunk_size = 1
+    elif chunk_size is None:
+        chunk_size = _vmap_chunk(points)
     with (
         tqdm(
             total=total, initial=total - len(pending), unit="point", delay=2, disable=not progress
         ) as bar,
         torch.no_grad(),
+        kept or contextlib.nullcontext(),
     ):
         for start in range(0, len(pending), chunk_size):
             indices = pending[start : start + chunk_size]
-            if method == "vmap":
-                sums = _naming(
-                    points, indices, lambda i=indices: points.sums_by_vmap(i, batches, measures)
-                )
-            else:
-                sums = torch.stack(
-                    [
-                        _naming(
-                            points, [i], lambda i=i: points.sums_by_loop(i, batches, measures)
-                        )
-                        for i in indices.tolist()
-                    ]
-                )
+            try:
+                sums = points.sums(indices, batches, measures, method)
+            except Exception as error:
+                error.add_note(f"landscape_lib.evaluate: at {points.describe(indices)}")
+                raise
             values[indices] = sums.cpu().numpy()
             if kept is not None:
                 kept.write(indices, values[indices].reshape(len(indices), -1))
@@ -278,20 +281,9 @@ def _all_sums(
     return values
 
 
-def _vmap_chunk(points: _Points, batches: list[Batch]) -> int:
+def _vmap_chunk(points: _Points) -> int:
     """Choose how many points share one call, so that weights stay within 64 MiB."""
     return int(max(1, min(64, len(points.slice), (16 << 20) // points.count)))
-
-
-def _naming(
-    points: _Points, indices: Iterable[int], compute: Callable[[], Tensor]
-) -> Tensor:
-    try:
-        return compute()
-    except Exception as error:
-        first, *rest = [points.describe(int(i)) for i in indices]
-        error.add_note(f"landscape_lib.evaluate: at {first}{f' to {rest[-1]}' if rest else ''}")
-        raise
 
 
 def _at_least_float32(output: Any) -> Any:

@@ -177,12 +177,12 @@ def _choose_loss(loss: Measure, output: Any, target: Any, size: int) -> tuple[Me
     return loss, False
 
 
-def _unreduced(loss: Measure) -> Measure | None:
+def _unreduced(loss: Any) -> Measure | None:
     if isinstance(loss, torch.nn.Module):
         if getattr(loss, "reduction", None) != "mean":
             return None
         loss = copy.copy(loss)
-        loss.reduction = "none"  # type: ignore[assignment]
+        loss.__dict__["reduction"] = "none"
         return loss
     try:
         parameters = inspect.signature(loss).parameters

@@ -178,9 +178,7 @@ def _load(path: Path, name: str, wanted: dict[str, Any]) -> xr.Dataset:
     return dataset
 
 
-def _compute(
-    name: str, compute: Callable[[], xr.Dataset], config: dict[str, Any]
-) -> xr.Dataset:
+def _compute(name: str, compute: Callable[[], xr.Dataset], config: dict[str, Any]) -> xr.Dataset:
     with _stopwatch(name, config) as seconds:
         dataset = compute()
     if not isinstance(dataset, xr.Dataset):
@@ -238,6 +236,8 @@ def _commit() -> str:
 
     try:
         changed = bool(git("status", "--porcelain", "--", "landscape_lib"))
-        return f"commit {git('rev-parse', '--short=12', 'HEAD')}{' with changes' if changed else ''}"
+        return (
+            f"commit {git('rev-parse', '--short=12', 'HEAD')}{' with changes' if changed else ''}"
+        )
     except (OSError, subprocess.CalledProcessError):
         return "commit unknown"

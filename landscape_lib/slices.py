@@ -143,9 +143,7 @@ class Line(Slice):
 class _LineBetween(Line):
     """A line that keeps both of its ends as its basis."""
 
-    def __init__(
-        self, start: Weights, end: Weights, direction: Weights, alphas: ArrayLike
-    ) -> None:
+    def __init__(self, start: Weights, end: Weights, direction: Weights, alphas: ArrayLike) -> None:
         super().__init__(start, direction, alphas)
         self.end = end
 

@@ -1,7 +1,7 @@
 """A surface on disk while it is being computed: a mask of finished points, and resumption.
 
-The store is one netCDF file, rewritten whole after every chunk and put in place by an atomic
-rename. A surface is small (251 x 251 points with five variables are 2.5 MB), so that costs
+The store is one netCDF file, rewritten whole every two seconds at most and put in place by an
+atomic rename. A surface is small (251 x 251 points with five variables are 2.5 MB), so that costs
 milliseconds; in return there is one readable file at every instant, no lock to hang on, and no
 journal to repair. A chunked format such as Zarr would pay only for surfaces too large to rewrite.
 """
@@ -9,6 +9,7 @@ journal to repair. A chunked format such as Zarr would pay only for surfaces too
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from landscape_lib.fingerprint import Fingerprint, differences, from_json, to_js
 from landscape_lib.runtime import atomic_path
 
 FORMAT = "landscape_lib surface store 1"
+SECONDS_BETWEEN_SAVES = 2.0
 
 
 class StoreMismatch(ValueError):
@@ -28,8 +30,12 @@ class StoreMismatch(ValueError):
 class SurfaceStore:
     """Values of named variables at K points, kept in a file.
 
+    Use it in a ``with`` block: on leaving, also by an error or an interrupt, everything written is
+    saved. A process that is killed loses what was written since the last save: two seconds of work,
+    or one chunk if that takes longer.
+
     Args:
-        path: the file; it is created by the first :meth:`write`.
+        path: the file; it is created by the first save.
         fingerprint: what the surface is computed from, part by part.
         points: K.
         variables: names of the columns.
@@ -51,8 +57,17 @@ class SurfaceStore:
         self.variables = variables
         self.values = np.full((points, len(variables)), np.nan)
         self.done = np.zeros(points, dtype=bool)
+        self._saved = time.monotonic()
+        self._changed = False
         if self.path.exists():
             self._read()
+
+    def __enter__(self) -> SurfaceStore:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._changed:
+            self.save()
 
     @property
     def pending(self) -> NDArray[np.int64]:
@@ -60,7 +75,7 @@ class SurfaceStore:
         return np.flatnonzero(~self.done)
 
     def write(self, indices: NDArray[np.int64], values: NDArray[np.float64]) -> None:
-        """Store the values of some points and put the file in place.
+        """Take the values of some points; save if the last save is two seconds ago.
 
         Args:
             indices: shape (k,).
@@ -68,6 +83,12 @@ class SurfaceStore:
         """
         self.values[indices] = values
         self.done[indices] = True
+        self._changed = True
+        if time.monotonic() - self._saved > SECONDS_BETWEEN_SAVES:
+            self.save()
+
+    def save(self) -> None:
+        """Write the file and put it in place."""
         dataset = xr.Dataset(
             {
                 "values": (("point", "variable"), self.values),
@@ -78,6 +99,8 @@ class SurfaceStore:
         )
         with atomic_path(self.path) as temporary:
             dataset.to_netcdf(temporary, engine="h5netcdf")
+        self._saved = time.monotonic()
+        self._changed = False
 
     def _read(self) -> None:
         try:

@@ -252,7 +252,8 @@ class _Run:
 
         # Some optimisers evaluate the closure several times; the first value is the loss at the
         # weights before the step, and that is what step() returns.
-        value: Any = self.optimizer.step(closure)
+        take_step: Callable[..., Any] = self.optimizer.step
+        value = take_step(closure)
         self.history.batch_losses.append(float(value.detach()))
 
     def record(self, step: int) -> None:

@@ -6,7 +6,7 @@ Inner products and norms are accumulated in float64 whatever the dtype of the we
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -56,7 +56,7 @@ def load_weights(model: nn.Module, weights: Weights) -> None:
 
 
 def check_like(
-    weights: Weights, reference: Weights | dict[str, nn.Parameter], name: str, reference_name: str
+    weights: Weights, reference: Mapping[str, Tensor], name: str, reference_name: str
 ) -> None:
     """Raise a ``ValueError`` that names the difference unless names and shapes agree.
 
@@ -143,7 +143,7 @@ def flatten(weights: Weights) -> Tensor:
     return torch.cat([tensor.flatten() for tensor in weights.values()])
 
 
-def unflatten(vector: Tensor, like: Weights) -> Weights:
+def unflatten(vector: Tensor, like: Mapping[str, Tensor]) -> Weights:
     """Return the weights whose :func:`flatten` is ``vector``.
 
     Args:
@@ -163,6 +163,6 @@ def unflatten(vector: Tensor, like: Weights) -> Weights:
     }
 
 
-def count(weights: Weights) -> int:
+def count(weights: Mapping[str, Tensor]) -> int:
     """Return n, the number of entries."""
     return sum(tensor.numel() for tensor in weights.values())

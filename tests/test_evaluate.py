@@ -230,9 +230,9 @@ def test_subset_is_the_same_at_every_point_and_carries_the_finite_population_cor
     model, data = CASES["mlp"].build()
     got = ll.evaluate(model, make_plane(model), data, samples=9, seed=4)
     chosen = torch.randperm(23, generator=torch.Generator().manual_seed(4))[:9]
-    values = F.cross_entropy(
-        model(data.x[chosen]), data.y[chosen], reduction="none"
-    ).detach().numpy()
+    values = (
+        F.cross_entropy(model(data.x[chosen]), data.y[chosen], reduction="none").detach().numpy()
+    )
     here = got.sel(alpha=0, beta=0)
     assert float(here.loss) == pytest.approx(values.mean(), rel=1e-12)
     expected = values.std(ddof=1) / 3 * math.sqrt((23 - 9) / (23 - 1))
