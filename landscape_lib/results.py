@@ -195,7 +195,7 @@ def _compute(name: str, compute: Callable[[], xr.Dataset], config: dict[str, Any
         device=dataset.attrs.get("device") or runtime.device_name(runtime.pick_device()),
         library=__version__,
         commit=_commit(),
-        torch=torch.__version__,
+        torch=str(torch.__version__),
     )
 
 
