@@ -5,7 +5,17 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from landscape_lib import data, directions, models, results, runtime, slices, training, weights
+from landscape_lib import (
+    data,
+    directions,
+    figures,
+    models,
+    results,
+    runtime,
+    slices,
+    training,
+    weights,
+)
 from landscape_lib.directions import pca_directions, random_direction, random_directions
 from landscape_lib.evaluate import evaluate
 from landscape_lib.slices import Line, Plane, Slice
@@ -25,6 +35,7 @@ __all__ = [
     "data",
     "directions",
     "evaluate",
+    "figures",
     "load_weights",
     "models",
     "pca_directions",

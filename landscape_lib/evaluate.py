@@ -259,7 +259,7 @@ def _all_sums(
     if method == "loop":
         chunk_size = 1
     elif chunk_size is None:
-        chunk_size = _vmap_chunk(points)
+        chunk_size = _vmap_chunk(points.count, batches[0].size)
     with (
         tqdm(
             total=total, initial=total - len(pending), unit="point", delay=2, disable=not progress
@@ -281,9 +281,9 @@ def _all_sums(
     return values
 
 
-def _vmap_chunk(points: _Points) -> int:
-    """Choose how many points share one call, so that weights stay within 64 MiB."""
-    return int(max(1, min(64, len(points.slice), (16 << 20) // points.count)))
+def _vmap_chunk(parameters: int, batch: int) -> int:
+    """Choose how many points share one call: 64 MiB of weights and 32,768 forward passes at most."""
+    return max(1, min((16 << 20) // parameters, (32 << 10) // batch))
 
 
 def _at_least_float32(output: Any) -> Any:

@@ -19,7 +19,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from tqdm import tqdm
 
 from landscape_lib import runtime
-from landscape_lib.batches import move, read_batches
+from landscape_lib.batches import Batch, move, read_batches
 from landscape_lib.fingerprint import Fingerprint, describe_callable, differences, digest
 from landscape_lib.measures import Measures
 from landscape_lib.weights import Weights, weights_of
@@ -143,7 +143,8 @@ def train(
                     x, y = data.x[chosen], data.y[chosen]
                     if augment is not None:
                         x = augment(x, run.generator)
-                    run.step(x, y, loss)
+                    batch = move(Batch(x, y, len(y)), x.device, None)
+                    run.step(batch.x, batch.y, loss)
                     if schedule is not None and schedule_every == "step":
                         schedule.step()
                     done = len(run.history.batch_losses)
