@@ -1,0 +1,73 @@
+# Everything happens in .venv, which the first call makes. GNU make 3.81 (macOS) and later.
+
+PYTHON ?= python3
+BIN := .venv/bin
+INDEX := _build/html/index.html
+export LANDSCAPE_SCALE := book
+
+.NOTPARALLEL:
+.PHONY: help book test lint results run figures strip serve repository clean
+
+help: ## list these targets
+	@awk -F ': .*## ' '/^[a-z]+:.*## /{printf "make %-11s %s\n", $$1, $$2}' Makefile
+
+book: .venv/book.stamp ## build the book from scratch into _build/html; a warning is an error
+	rm -rf _build
+	$(BIN)/jupyter-book build . -W --keep-going
+	@echo "The book is at $(CURDIR)/$(INDEX)"
+
+test: lint book ## lint, types, unit tests, every chapter at book and at smoke scale, the built pages
+	MPLBACKEND=agg $(BIN)/python -m pytest
+	$(BIN)/python -m pytest --nbval-lax --nbval-current-env book
+
+lint: .venv/test.stamp ## ruff (library, tests and notebooks) and mypy (library)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# In the terminal, where progress bars show; killed, it resumes. Then the notebook itself, which loads
+# what was computed.
+results: .venv/test.stamp ## recompute a chapter on the real data, resumable: make results CHAPTER=02
+	$(NAMED)
+	cd book && LANDSCAPE_RECOMPUTE=1 MPLBACKEND=agg ../$(BIN)/ipython $(CHAPTER)_*.ipynb
+	$(MAKE) run
+
+run: .venv/test.stamp ## run a chapter on its stored results, keep its checked numbers: make run CHAPTER=02
+	$(NAMED)
+	cd book && ../$(BIN)/jupyter-execute --inplace $(CHAPTER)_*.ipynb
+	$(MAKE) strip figures
+
+NAMED = @ls book/$(CHAPTER)_*.ipynb >/dev/null 2>&1 || { \
+	echo "Name a chapter of the folder book, as in: make $@ CHAPTER=02"; exit 1; }
+
+figures: .venv/book.stamp ## write book/figures.md anew from what the chapters measured
+	$(BIN)/python -m landscape_lib.figures
+
+strip: .venv/test.stamp ## clear the notebooks' outputs, but for cells marked keep_output
+	$(BIN)/nbstripout --keep-count --keep-id --extra-keys metadata.language_info book/*.ipynb
+
+serve: ## show the built book in a browser, through a small server of this machine
+	@test -f $(INDEX) || { echo "There is no book yet: make book"; exit 1; }
+	$(BIN)/python -m http.server --bind 127.0.0.1 --directory _build/html 8000
+
+repository: ## move the book to another address: make repository URL=https://github.com/you/your-book
+	@test -n "$(URL)" || { echo "Name the address: make repository URL=https://..."; exit 1; }
+	old=$$(sed -n 's/^  url: *//p' _config.yml) new='$(URL)'; export old new; \
+		git grep -lzIF -e "$$old" | xargs -0 perl -pi -e 's/\Q$$ENV{old}\E/$$ENV{new}/g'
+
+clean: ## remove what make made: the book and .venv
+	rm -rf _build .venv
+
+# One stamp for each set of packages: make installs again only when pyproject.toml has changed.
+.venv/book.stamp: EXTRAS := book
+.venv/test.stamp: EXTRAS := book,test
+.venv/book.stamp .venv/test.stamp: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --editable ".[$(EXTRAS)]"
+	@$(BIN)/python -c "import matplotlib.font_manager" # its font cache, or a chapter would report it
+	@touch $@
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' || { \
+		echo "The book needs Python 3.11, 3.12 or 3.13; $(PYTHON) is `$(PYTHON) --version 2>&1`."; \
+		echo "Name another one, as in: make book PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv .venv || { rm -rf .venv; exit 1; }

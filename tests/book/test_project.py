@@ -1,0 +1,105 @@
+"""The project's files agree with one another; the notebooks are in the state that git keeps."""
+
+import ast
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+import yaml
+from packaging.requirements import Requirement
+
+ROOT = Path(__file__).parents[2]
+NOTEBOOKS = sorted((ROOT / "book").glob("*.ipynb"))
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+CONFIG = yaml.safe_load((ROOT / "_config.yml").read_text())
+URL = CONFIG["repository"]["url"]
+
+INSTALL_CELL = f"""\
+# Colab only: fetch the book and its library (torch and friends stay as they are).
+import sys
+
+if "google.colab" in sys.modules:
+    repository = "{URL}"
+    !test -d /content/landscape || git clone -q --depth 1 {{repository}} /content/landscape
+    %pip install -q --no-deps /content/landscape
+    %cd /content/landscape/book"""
+
+each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+
+
+def code_cells(path: Path) -> list[Any]:
+    return [c for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code"]
+
+
+def parsed(requirements: list[str]) -> dict[str, Any]:
+    return {r.name: r.specifier for r in map(Requirement, requirements)}
+
+
+def test_environment_yml_asks_for_what_pyproject_asks_for() -> None:
+    *conda, pip = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
+    conda.remove("pip")
+    renamed = [re.sub(r"^pytorch\b", "torch", entry) for entry in conda]
+    core = [f"python {PROJECT['requires-python']}", *PROJECT["dependencies"]]
+    assert parsed(renamed) == parsed(core)
+
+    extras = PROJECT["optional-dependencies"]
+    assert pip["pip"][0] == "--editable ."
+    assert parsed(pip["pip"][1:]) == parsed(extras["book"] + extras["test"])
+
+
+def test_version_is_the_same_everywhere() -> None:
+    version = PROJECT["version"]
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["version"] == version
+    assert f"## [{version}]" in (ROOT / "CHANGELOG.md").read_text()
+    assert f'__version__ = "{version}"' in (ROOT / "landscape_lib" / "__init__.py").read_text()
+
+
+def test_a_room_imports_only_rooms_before_it() -> None:
+    """The order is that of the table in CONTRIBUTING.md."""
+    rooms = re.findall(r"^\| `(\w+)` \|", (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE)
+    files = {path.stem: path for path in (ROOT / "landscape_lib").glob("*.py")}
+    assert sorted([*rooms, "__init__"]) == sorted(files)
+    for above, room in enumerate(rooms):
+        for node in ast.walk(ast.parse(files[room].read_text())):
+            if isinstance(node, ast.ImportFrom) and f"{node.module}.".startswith("landscape_lib."):
+                _, _, name = str(node.module).partition(".")
+                imported = {name} if name else {alias.name for alias in node.names}
+                below = {*rooms[:above], "__version__"}
+                assert imported <= below, f"{room}, line {node.lineno}"
+
+
+def test_repository_address_is_the_same_everywhere() -> None:
+    assert PROJECT["urls"]["Repository"] == URL
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["repository-code"] == URL
+    assert f"git clone {URL}\n" in (ROOT / "book" / "index.md").read_text()
+
+
+@each_notebook
+def test_first_cell_installs_from_the_configured_address(path: Path) -> None:
+    assert code_cells(path)[0].source == INSTALL_CELL
+
+
+def test_table_of_contents_names_exactly_the_pages_there_are() -> None:
+    toc = yaml.safe_load((ROOT / "_toc.yml").read_text())
+    named = [toc["root"], *(c["file"] for part in toc["parts"] for c in part["chapters"])]
+    pages = [*NOTEBOOKS, *(ROOT / "book").glob("*.md")]
+    assert sorted(named) == sorted(f"book/{page.stem}" for page in pages)
+
+
+@each_notebook
+def test_outputs_are_kept_where_nbval_compares_them_and_nowhere_else(path: Path) -> None:
+    counts = [cell.execution_count for cell in code_cells(path) if cell.execution_count]
+    assert counts == sorted(counts), "run the notebook from top to bottom"
+    for cell in code_cells(path):
+        compared = "# NBVAL_CHECK_OUTPUT" in cell.source
+        assert compared == ("keep_output" in cell.metadata.get("tags", [])), cell.source
+        assert compared == bool(cell.outputs), f"`make strip`, or run it: {cell.source}"
+        if compared:
+            assert cell.execution_count, f"nbval needs the count as well: {cell.source}"
+        for output in cell.outputs:
+            assert output.output_type != "error", cell.source
+            assert set(output.get("data", {})) <= {"text/plain"}, cell.source
