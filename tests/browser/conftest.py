@@ -1,0 +1,99 @@
+"""A real browser with the network cut off. One Chromium serves the whole test session."""
+
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Browser, ConsoleMessage, Page, Route, sync_playwright
+
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+]
+DESKTOP, PHONE = 1280, 390
+OpenPage = Callable[..., Page]
+
+
+@pytest.fixture(
+    params=[(DESKTOP, False), (DESKTOP, True), (PHONE, False), (PHONE, True)],
+    ids=["desktop light", "desktop dark", "phone light", "phone dark"],
+)
+def look(request: pytest.FixtureRequest) -> dict[str, Any]:
+    """One of the looks a page can have, for `open_page`."""
+    width, dark = request.param
+    return {"width": width, "dark": dark}
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    if chromium is None:
+        message = "Chromium is not installed: no browser to open the pages with"
+        pytest.fail(message) if os.environ.get("CI") else pytest.skip(message)
+    with sync_playwright() as playwright:
+        running = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
+        yield running
+        running.close()
+
+
+# What the book's theme does in any page opened from a folder, to no harm of the reader: it preloads
+# icon fonts, which browsers refuse to pages without a server, and then draws its icons by a script;
+# and it configures the same kernel service twice.
+FROM_THE_THEME = re.compile(
+    r"Access to font at 'file:|Failed to load resource: .*\.woff2\b"
+    r"|^Identifier 'THEBE_JS_URL' has already been declared$"
+)
+
+
+@pytest.fixture
+def open_page(browser: Browser) -> Iterator[OpenPage]:
+    """Open files as a reader without a network does: any error or request fails the test."""
+    problems: list[str] = []
+    contexts = []
+
+    def route(route: Route) -> None:
+        if route.request.url.startswith("file:"):
+            route.continue_()
+        else:
+            problems.append(f"request: {route.request.url}")
+            route.abort()
+
+    def hear(text: str) -> None:
+        if not FROM_THE_THEME.search(text):
+            problems.append(text)
+
+    def hear_console(message: ConsoleMessage) -> None:
+        if message.type == "error":
+            hear(f"{message.text} ({message.location['url']})")
+
+    def open_one(path: Path, *, width: int = DESKTOP, dark: bool = False, **settings: Any) -> Page:
+        phone = width <= 480
+        context = browser.new_context(
+            viewport={"width": width, "height": 800},
+            color_scheme="dark" if dark else "light",
+            is_mobile=phone,
+            has_touch=phone,
+            offline=True,
+            **settings,
+        )
+        contexts.append(context)
+        context.route("**/*", route)
+        page = context.new_page()
+        page.on("console", hear_console)
+        page.on("pageerror", lambda error: hear(str(error)))
+        page.goto(path.resolve().as_uri())
+        return page
+
+    yield open_one
+    for context in contexts:
+        context.close()
+    if problems:
+        pytest.fail("\n".join(problems), pytrace=False)

@@ -1,0 +1,87 @@
+"""Every page of the built book, opened from its folder in a browser without a network."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Locator, Page
+
+OpenPage = Callable[..., Page]
+
+HTML = Path(__file__).parents[2] / "_build" / "html"
+PAGES = sorted(
+    page.relative_to(HTML).as_posix()
+    for page in HTML.rglob("*.html")
+    if page.relative_to(HTML).parts[0] not in ("_static", "_sources")
+)
+WITH_SLIDERS = [
+    name for name in PAGES if 'class="landscape-widget"' in (HTML / name).read_text("utf-8")
+]
+
+
+def test_the_book_is_built() -> None:
+    if PAGES:
+        assert WITH_SLIDERS
+        return
+    message = f"no built book in {HTML.parent.name}/{HTML.name}: make book"
+    pytest.fail(message) if os.environ.get("CI") else pytest.skip(message)
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_it_opens(open_page: OpenPage, name: str, look: dict[str, Any]) -> None:
+    page = open_page(HTML / name, **look)
+    assert page.locator("html").get_attribute("data-theme") == ("dark" if look["dark"] else "light")
+    assert page.locator("main").inner_text().strip()
+
+    assert page.evaluate("document.documentElement.scrollWidth") <= look["width"]
+    # Wide things scroll in a frame of their own, not the page.
+    beyond = page.evaluate(
+        """() => [...document.querySelectorAll("article :is(p, table, ul, figure, img, div)")]
+            .filter((e) => e.getBoundingClientRect().right > innerWidth + 1)
+            .filter((e) => {
+                while ((e = e.parentElement) && e.localName !== "article")
+                    if (getComputedStyle(e).overflowX !== "visible") return false;
+                return true;
+            })
+            .map((e) => e.outerHTML.slice(0, 120))"""
+    )
+    assert beyond == []
+
+    unnamed = "article img:not([alt]), article img[alt='']"
+    assert (
+        page.locator(unnamed).evaluate_all("all => all.map((e) => e.outerHTML.slice(0, 99))") == []
+    )
+
+    # MathJax works through a page after it has loaded; then no formula is left as it was.
+    page.wait_for_function(
+        """() => [...document.querySelectorAll("article .math")]
+            .every((e) => e.querySelector("mjx-container"))"""
+    )
+    assert page.locator("mjx-merror").count() == 0
+
+
+def drawn(widget: Locator) -> tuple[str, bytes]:
+    picture = widget.locator(".lw-picture")
+    return picture.evaluate("e => e.outerHTML"), picture.screenshot(animations="disabled")
+
+
+@pytest.mark.parametrize("name", WITH_SLIDERS)
+def test_its_sliders_move(open_page: OpenPage, name: str, look: dict[str, Any]) -> None:
+    page = open_page(HTML / name, **look)
+    for widget in page.locator(".landscape-widget").all():
+        assert widget.get_attribute("data-ready") == ""
+        sliders = widget.locator(".lw-slider input[type=range]").all()
+        assert sliders
+        for slider in sliders:
+            label = slider.evaluate("e => [...e.labels].map((label) => label.innerText).join()")
+            assert label.strip()
+            last = slider.get_attribute("max")
+            if last == "0":
+                continue
+            before = drawn(widget)
+            slider.press("Home" if slider.input_value() == last else "End")
+            assert slider.input_value() in ("0", last)
+            after = drawn(widget)
+            assert before[0] != after[0] and before[1] != after[1], f"{label}: the same picture"

@@ -1,0 +1,432 @@
+"""The sliders of `widgets` in a real browser, moved by keyboard, finger and pointer."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from playwright.sync_api import Locator, Page, expect
+
+from landscape_lib import widgets
+
+OpenPage = Callable[..., Page]
+
+COLOURS = ["#c03030", "#30c030", "#3030c0", "#c0c030", "#c030c0", "#30c0c0"]
+SQUARES = [
+    f'<svg width="100" height="60"><rect width="100" height="60" fill="{colour}"/></svg>'
+    for colour in COLOURS
+]
+STEPS, RATES = 20, [0.01, 0.1, 1.5]
+CLASSES = ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker"]
+
+
+def one_slider() -> widgets.Widget:
+    return widgets.frames(
+        SQUARES[:3], sliders=[("gamma", [1, 2, 3])], alt=["red", "green", "blue"], play=True
+    )
+
+
+def two_sliders() -> widgets.Widget:
+    return widgets.frames(
+        [SQUARES[:3], SQUARES[3:]],
+        sliders=[("gamma", [1, 2]), ("seed", ["a", "b", "c"])],
+        alt=lambda gamma, seed: f"square {gamma}{seed}",
+    )
+
+
+def descent(rate: float, curvature: float) -> np.ndarray:
+    points = [np.array([1.5, 1.0])]
+    for _ in range(STEPS):
+        points.append(points[-1] - rate * points[-1] * [1, curvature])
+    return np.array(points)
+
+
+def on_a_map() -> widgets.Widget:
+    y, x = np.mgrid[-2:2:41j, -2:2:41j]
+    runs = {
+        "steep": [descent(rate, 3) for rate in RATES],
+        "flat": [descent(rate, 1) for rate in RATES],
+    }
+    runs["flat"][0][STEPS // 2 :] = np.nan
+    return widgets.paths(
+        x**2 + 3 * y**2,
+        runs,
+        losses={name: [(run**2 @ [1, 3]) for run in runs[name]] for name in runs},
+        extent=(-2, 2, -2, 2),
+        xlabel="first weight",
+        ylabel="second weight",
+        choice=("step size", RATES),
+        minimum=(0, 0),
+        alt="A bowl and two paths into it.",
+        caption="Two paths.",
+    )
+
+
+def along_a_line() -> widgets.Widget:
+    alphas = np.linspace(-0.25, 1.25, 31)
+    loss = 2.3 - 2 * np.exp(-4 * (alphas - 1) ** 2)
+    chances = np.full((31, 2, 8), 0.02)
+    chances[:, 0, 1] = 0.86  # always Trouser, which is right
+    chances[:16, 1, 3], chances[16:, 1, 2] = 0.86, 0.86  # first Dress, which is wrong
+    chances[30] = np.nan
+    return widgets.walk(
+        alphas,
+        {"train loss": loss, "test loss": np.where(alphas > 1.22, np.nan, loss + 0.1)},
+        bands={"train loss": loss / 20},
+        images=np.random.default_rng(0).random((2, 8, 8)),
+        probabilities=chances,
+        labels=[1, 2],
+        classes=CLASSES,
+        marks={"untrained": 0, "trained": 1},
+        alt="Loss from the untrained to the trained network.",
+    )
+
+
+ALL = {"one": one_slider, "two": two_sliders, "map": on_a_map, "line": along_a_line}
+# Pages that widgets find themselves in; the last says nothing about its colour scheme.
+THEMES = {
+    "light": "html{color-scheme:light;background:#fff;color:#222}",
+    "dark": "html{color-scheme:dark;background:#121212;color:#ced6dd}",
+    "dark, unsaid": "html{background:#383838;color:#e8eaed}",
+}
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Path:
+    return tmp_path / "page.html"
+
+
+def fill(path: Path, *content: widgets.Widget | str, theme: str = "light") -> Path:
+    body = "<hr>".join(c if isinstance(c, str) else c.html for c in content)
+    path.write_text(
+        '<!doctype html><html lang="en"><head><title>Page</title>'
+        '<meta name="viewport" content="width=device-width">'
+        f"<style>{THEMES[theme]} body{{font-family:sans-serif}}</style></head>"
+        f"<body>{body}</body></html>",
+        encoding="ascii",
+    )
+    return path
+
+
+def shown(widget: Locator) -> str | None:
+    return widget.locator(".lw-shown").get_attribute("aria-label")
+
+
+def sentence(widget: Locator) -> str:
+    return widget.locator(".lw-live").text_content() or ""
+
+
+def table(widget: Locator) -> dict[str, list[str]]:
+    rows = [row.locator("th, td").all_inner_texts() for row in widget.locator("tbody tr").all()]
+    return {name.strip(): numbers for name, *numbers in rows}
+
+
+def test_the_keyboard_chooses_the_picture(open_page: OpenPage, write: Path) -> None:
+    page = open_page(fill(write, one_slider()))
+    widget = page.locator(".landscape-widget")
+    before = widget.locator(".lw-picture").screenshot()
+    assert shown(widget) == "red"
+    page.keyboard.press("Tab")  # the button
+    page.keyboard.press("Tab")
+    expect(page.get_by_role("slider", name="gamma")).to_be_focused()
+    page.keyboard.press("ArrowRight")
+    assert shown(widget) == "green"
+    assert widget.locator(".lw-picture").screenshot() != before
+    assert widget.locator("output").inner_text() == "2"
+    assert page.get_by_role("slider").get_attribute("aria-valuetext") == "2"
+    assert sentence(widget) == "gamma 2. green"
+    page.keyboard.press("End")
+    assert shown(widget) == "blue"
+    page.keyboard.press("Home")
+    assert shown(widget) == "red"
+    assert widget.locator(".lw-picture").screenshot() == before
+
+
+def test_two_sliders_choose_row_and_column(open_page: OpenPage, write: Path) -> None:
+    page = open_page(fill(write, two_sliders()))
+    widget = page.locator(".landscape-widget")
+    seen = []
+    for _ in range(2):
+        page.get_by_label("seed").press("Home")
+        for _ in range(3):
+            seen.append(shown(widget))
+            page.get_by_label("seed").press("ArrowRight")
+        page.get_by_label("gamma").press("ArrowRight")
+    assert seen == [f"square {gamma}{seed}" for gamma in (1, 2) for seed in "abc"]
+
+
+def test_paths_are_drawn_up_to_the_chosen_step(open_page: OpenPage, write: Path) -> None:
+    page = open_page(fill(write, on_a_map()))
+    widget = page.locator(".landscape-widget")
+    line = widget.locator("svg svg .lw-line").first
+    time, size = page.get_by_label("step", exact=True), page.get_by_label("step size")
+    assert (time.input_value(), size.input_value()) == (str(STEPS), "0")
+    pictures = [widget.locator(".lw-picture").screenshot()]
+    assert str(line.get_attribute("d")).count("L") == STEPS
+    time.press("ArrowLeft")
+    assert str(line.get_attribute("d")).count("L") == STEPS - 1
+    pictures.append(widget.locator(".lw-picture").screenshot())
+    assert widget.locator("thead th").last.inner_text() == f"position at step {STEPS - 1}"
+    size.press("ArrowRight")
+    pictures.append(widget.locator(".lw-picture").screenshot())
+    assert len(set(pictures)) == 3
+    x, y = descent(RATES[1], 3)[STEPS - 1]
+    loss, where = table(widget)["steep"]
+    assert float(loss) == pytest.approx(x**2 + 3 * y**2, rel=1e-2)
+    assert where.startswith(f"({x:.3f}, ")
+    assert f"steep: loss {loss}, {where}" in sentence(widget)
+
+
+def test_points_lie_where_the_axes_say(open_page: OpenPage, write: Path) -> None:
+    page = open_page(fill(write, on_a_map()))
+    page.get_by_label("step", exact=True).press("Home")
+    head = page.locator(".lw-head").nth(1).bounding_box()  # the first is the star
+    area = page.locator("svg svg image").bounding_box()
+    assert head and area
+    for centre, low, high, value in [
+        (head["x"] + head["width"] / 2, area["x"], area["x"] + area["width"], 1.5),
+        (head["y"] + head["height"] / 2, area["y"] + area["height"], area["y"], 1.0),
+    ]:
+        assert centre == pytest.approx(low + (value + 2) / 4 * (high - low), abs=1)
+
+
+def test_a_path_that_leaves_the_map_is_reported(open_page: OpenPage, write: Path) -> None:
+    page = open_page(fill(write, on_a_map()))
+    widget = page.locator(".landscape-widget")
+    assert table(widget)["flat"] == ["not a number", "left the map at step 10, not finite"]
+    page.get_by_label("step size").press("End")  # |1 - 1.5 * 3| > 1: divergence
+    assert table(widget)["steep"][1] == "left the map at step 1"
+    assert "left the map at step 1" in sentence(widget)
+    # The head waits at the edge.
+    area = page.locator("svg svg image").bounding_box()
+    head = page.locator(".lw-head").nth(1).bounding_box()
+    assert area and head
+    for start, size in [("x", "width"), ("y", "height")]:
+        assert area[start] <= head[start] + 1
+        assert head[start] + head[size] <= area[start] + area[size] + 1
+
+
+def test_a_path_can_be_hidden(open_page: OpenPage, write: Path) -> None:
+    page = open_page(fill(write, on_a_map()))
+    before = page.locator(".lw-picture").screenshot()
+    page.get_by_role("checkbox", name="steep").press("Space")
+    hidden = page.locator(".lw-picture").screenshot()
+    assert hidden != before
+    assert "steep" not in sentence(page.locator(".landscape-widget"))
+    page.get_by_role("checkbox", name="steep").press("Space")
+    assert page.locator(".lw-picture").screenshot() == before
+
+
+def test_walking_moves_the_cursor_and_the_predictions(open_page: OpenPage, write: Path) -> None:
+    page = open_page(fill(write, along_a_line()))
+    widget, slider = page.locator(".landscape-widget"), page.get_by_role("slider", name="α")
+    verdicts = widget.locator(".lw-verdict")
+    assert slider.get_attribute("aria-valuetext") == "0.00"
+    assert verdicts.all_inner_texts() == ["✓\nTrouser (right)", "✗\nDress (wrong)"]
+    before = widget.locator(".lw-picture").screenshot()
+    cursor = widget.locator(".lw-cursor").get_attribute("d")
+    for _ in range(20):
+        slider.press("ArrowRight")
+    assert widget.locator(".lw-picture").screenshot() != before
+    assert widget.locator(".lw-cursor").get_attribute("d") != cursor
+    assert table(widget) == {"train loss": ["0.300 ± 0.015"], "test loss": ["0.400"]}
+    assert verdicts.all_inner_texts()[1] == "✓\nPullover (right)"
+    assert "α 1.00. train loss 0.300 ± 0.015. test loss 0.400." in sentence(widget)
+    bars = widget.locator(".lw-card").nth(1).locator(".lw-bar")
+    assert bars.nth(2).inner_text().split() == ["Pullover", "86", "%"]
+    slider.press("End")
+    assert table(widget)["test loss"] == ["not a number"]
+    assert verdicts.all_inner_texts() == ["–\nno prediction"] * 2
+
+
+def test_a_click_in_the_plot_walks_there(open_page: OpenPage, write: Path) -> None:
+    page = open_page(fill(write, along_a_line()))
+    plot = page.locator(".lw-drag").bounding_box()
+    assert plot
+    page.locator(".lw-drag").click(position={"x": plot["width"] * 1.25 / 1.5, "y": 20})
+    assert page.locator("output").inner_text() == "1.00"
+
+
+@pytest.mark.parametrize("motion", ["no-preference", "reduce"])
+def test_a_film_starts_and_stops_when_asked(open_page: OpenPage, write: Path, motion: str) -> None:
+    page = open_page(fill(write, ""), reduced_motion=motion)
+    page.clock.install()
+    page.goto(fill(write, on_a_map()).as_uri())
+    time, button = page.get_by_label("step", exact=True), page.get_by_role("button")
+    page.clock.run_for(60_000)
+    assert time.input_value() == str(STEPS)  # never by itself
+    button.press("Enter")
+    assert button.get_attribute("aria-pressed") == "true" and time.input_value() == "0"
+    page.clock.run_for(3_000)
+    assert 0 < int(time.input_value()) < STEPS
+    button.press("Enter")
+    there = time.input_value()
+    page.clock.run_for(60_000)
+    assert time.input_value() == there
+    button.press("Enter")
+    page.clock.run_for(60_000)
+    assert time.input_value() == str(STEPS)
+    assert button.get_attribute("aria-pressed") == "false"
+    assert f"step {STEPS}." in sentence(page.locator(".landscape-widget"))
+
+
+def test_widgets_do_not_touch_one_another(open_page: OpenPage, write: Path) -> None:
+    """The same one twice, and one of each kind, on one page."""
+    every = [*(make() for make in ALL.values()), one_slider(), along_a_line()]
+    page = open_page(fill(write, *every))
+    each = page.locator(".landscape-widget").all()
+    assert len(each) == 6
+    for moved in each:
+        states = [one.evaluate("one => one.outerHTML") for one in each]
+        slider = moved.get_by_role("slider").last
+        slider.press("Home" if slider.input_value() != "0" else "End")
+        after = [one.evaluate("one => one.outerHTML") for one in each]
+        changed = [a != b for a, b in zip(states, after, strict=True)]
+        assert changed == [one is moved for one in each]
+
+
+def test_nothing_leaks_into_the_page(open_page: OpenPage, write: Path) -> None:
+    names = "() => Object.getOwnPropertyNames(window).sort()"
+    empty = open_page(fill(write, "")).evaluate(names)
+    assert open_page(fill(write, *(make() for make in ALL.values()))).evaluate(names) == empty
+
+
+def test_it_starts_where_a_notebook_inserts_it(open_page: OpenPage, write: Path) -> None:
+    """JupyterLab sets innerHTML and then replaces each script by a copy of itself."""
+    page = open_page(fill(write, '<div id="output"></div>'))
+    for make in (one_slider, on_a_map, one_slider):
+        page.evaluate(
+            """html => {
+                const host = document.createElement("div");
+                host.innerHTML = html;
+                document.getElementById("output").append(host);
+                for (const old of host.querySelectorAll("script")) {
+                    const copy = document.createElement("script");
+                    if (old.type) copy.type = old.type;
+                    copy.textContent = old.textContent;
+                    old.replaceWith(copy);
+                }
+            }""",
+            make().html,
+        )
+    for widget in page.locator(".landscape-widget").all():
+        assert widget.get_attribute("data-ready") == ""
+        before = widget.locator(".lw-picture").screenshot()
+        slider = widget.get_by_role("slider").last
+        slider.press("Home" if slider.input_value() != "0" else "End")
+        assert widget.locator(".lw-picture").screenshot() != before
+
+
+def test_a_folded_widget_is_drawn_when_it_opens(open_page: OpenPage, write: Path) -> None:
+    folded = f"<details><summary>more</summary>{along_a_line().html}</details>"
+    page = open_page(fill(write, folded))
+    page.get_by_text("more").click()
+    expect(page.locator(".lw-head").first).to_be_visible()
+    expect(page.locator(".lw-picture > svg")).to_have_count(1)
+
+
+def test_the_drawing_follows_the_width(open_page: OpenPage, write: Path) -> None:
+    page = open_page(fill(write, on_a_map()))
+    page.set_viewport_size({"width": 420, "height": 800})
+    holder = page.locator(".lw-picture")
+    expect(holder.locator("> svg")).to_have_attribute("width", re.compile(r"^40\d$"))
+    assert (
+        page.locator(".lw-picture text").first.evaluate(
+            "text => parseFloat(getComputedStyle(text).fontSize)"
+        )
+        >= 12
+    )
+
+
+def test_without_scripts_the_first_picture_shows(open_page: OpenPage, write: Path) -> None:
+    page = open_page(fill(write, one_slider()), java_script_enabled=False)
+    expect(page.get_by_role("img", name="red")).to_be_visible()
+
+
+def test_everything_has_a_name(open_page: OpenPage, write: Path) -> None:
+    page = open_page(fill(write, *(make() for make in ALL.values())))
+    for name in ["gamma", "seed", "step size", "step", "α"]:
+        assert page.get_by_role("slider", name=name, exact=True).count() >= 1
+    for name in ["red", "square 1a", "A bowl and two paths", "Loss from the", "image 1: Trouser"]:
+        expect(page.get_by_role("img", name=name)).to_be_visible()
+    assert page.get_by_role("button", name="play step").count() == 1
+    for live in page.locator(".landscape-widget > [aria-live=polite]").all():
+        assert live.text_content()
+
+
+@pytest.mark.parametrize("width", [320, 360, 390])
+def test_a_phone_needs_no_sideways_scrolling(open_page: OpenPage, write: Path, width: int) -> None:
+    page = open_page(fill(write, *(make() for make in ALL.values())), width=width)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    beyond = page.evaluate(
+        """() => [...document.querySelectorAll(".landscape-widget *")]
+            .filter((e) => !e.closest("svg svg"))
+            .filter((e) => e.getBoundingClientRect().right > innerWidth + 0.5)
+            .map((e) => e.outerHTML.slice(0, 80))"""
+    )
+    assert beyond == []
+    for control in page.locator("input[type=range], button, .lw-table label").all():
+        box = control.bounding_box()
+        assert box and box["height"] >= 44  # room for a finger
+
+
+@pytest.mark.parametrize("theme", THEMES)
+def test_text_is_legible(open_page: OpenPage, write: Path, theme: str) -> None:
+    """Contrast of at least 4.5 : 1 for text, 3 : 1 for lines and controls (WCAG AA)."""
+    page = open_page(fill(write, *(make() for make in ALL.values()), theme=theme))
+    words = ".landscape-widget :is(text:not(.lw-lost), span, th, td, output, p, div)"
+    texts = contrasts(page, words, own_text=True)
+    assert len(texts) > 100
+    assert {text for text, contrast in texts if contrast < 4.5} == set()
+    lines = contrasts(page, "[data-kind=walk] .lw-line", own_text=False)
+    assert len(lines) == 4 and min(contrast for _, contrast in lines) >= 3
+
+
+def contrasts(page: Page, selector: str, own_text: bool) -> list[tuple[str, float]]:
+    return page.evaluate(
+        """([selector, ownText]) => {
+            const canvas = new OffscreenCanvas(1, 1).getContext("2d", { willReadFrequently: true });
+            const over = (...colours) => {
+                canvas.clearRect(0, 0, 1, 1);
+                for (const colour of colours) {
+                    canvas.fillStyle = colour;
+                    canvas.fillRect(0, 0, 1, 1);
+                }
+                const linear = [...canvas.getImageData(0, 0, 1, 1).data].slice(0, 3).map((v) =>
+                    v / 255 <= 0.04045 ? v / 255 / 12.92 : ((v / 255 + 0.055) / 1.055) ** 2.4);
+                return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2];
+            };
+            const page = getComputedStyle(document.documentElement).backgroundColor;
+            const speaks = (e) => [...e.childNodes].some((n) => n.nodeType === 3 && n.data.trim());
+            return [...document.querySelectorAll(selector)]
+                .filter((e) => !ownText || speaks(e))
+                .map((e) => {
+                    const style = getComputedStyle(e), inSvg = e.namespaceURI.endsWith("svg");
+                    const ink = !ownText ? style.stroke : inSvg ? style.fill : style.color;
+                    const [a, b] = [over(page, ink), over(page)].sort((p, q) => q - p);
+                    return [e.textContent || ink, (a + 0.05) / (b + 0.05)];
+                });
+        }""",
+        [selector, own_text],
+    )
+
+
+def test_it_opens_in_every_look(open_page: OpenPage, write: Path, look: dict[str, Any]) -> None:
+    theme = "dark" if look["dark"] else "light"
+    page = open_page(fill(write, *(make() for make in ALL.values()), theme=theme), **look)
+    expect(page.locator(".landscape-widget[data-ready]")).to_have_count(len(ALL))
+    schemes = page.locator(".landscape-widget").evaluate_all(
+        "all => all.map((one) => getComputedStyle(one).colorScheme)"
+    )
+    assert set(schemes) == {theme}
+
+
+def test_colours_follow_a_switch_of_the_page(open_page: OpenPage, write: Path) -> None:
+    page = open_page(fill(write, along_a_line()))
+    line = page.locator(".lw-table .lw-line").first
+    before = line.evaluate("line => getComputedStyle(line).stroke")
+    page.evaluate("document.documentElement.style.cssText = 'color:#eee;background:#111'")
+    expect(page.locator(".landscape-widget")).to_have_css("color-scheme", "dark")
+    assert line.evaluate("line => getComputedStyle(line).stroke") != before
