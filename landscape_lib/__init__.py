@@ -5,17 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from landscape_lib import (
-    data,
-    directions,
-    figures,
-    models,
-    results,
-    runtime,
-    slices,
-    training,
-    weights,
-)
+from landscape_lib import data, directions, models, results, runtime, slices, training, weights
 from landscape_lib.directions import pca_directions, random_direction, random_directions
 from landscape_lib.evaluate import evaluate
 from landscape_lib.slices import Line, Plane, Slice
@@ -56,7 +46,7 @@ runtime.keep_freed_memory()
 
 
 def __getattr__(name: str) -> Any:
-    # Figures and sliders are imported on first use: evaluation needs neither.
-    if name in ("plots", "widgets"):
+    # Imported on first use: evaluation needs none of them.
+    if name in ("figures", "plots", "widgets"):
         return importlib.import_module(f"landscape_lib.{name}")
     raise AttributeError(f"module 'landscape_lib' has no attribute {name!r}")

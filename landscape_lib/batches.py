@@ -8,7 +8,7 @@ from numbers import Integral
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map
 
 from landscape_lib.runtime import generator
@@ -69,20 +69,43 @@ def check_count(name: str, value: Any, most: int | None = None) -> None:
         raise ValueError(f"{name}: expected a whole number {bounds}, got {value!r}")
 
 
-def move(batch: Batch, device: torch.device, dtype: torch.dtype | None) -> Batch:
+def move(
+    batch: Batch, device: torch.device, dtype: torch.dtype | None, channels_last: bool = False
+) -> Batch:
     """Return the batch on ``device``, its floating-point tensors as ``dtype`` if one is given.
 
-    Images come out channels-last: the same numbers, and convolutions two to three times as fast on
-    a CPU.
+    With ``channels_last`` images are laid out that way: the same numbers, and convolutions two to
+    three times as fast on a CPU.
     """
 
     def move_tensor(tensor: Any) -> Any:
         if not isinstance(tensor, Tensor):
             return tensor
         tensor = tensor.to(device, dtype if tensor.is_floating_point() else None)
-        return tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
+        if channels_last and tensor.dim() == 4:
+            return tensor.contiguous(memory_format=torch.channels_last)
+        return tensor
 
     return Batch(tree_map(move_tensor, batch.x), tree_map(move_tensor, batch.y), batch.size)
+
+
+def reads_channels_last(model: nn.Module, x: Any) -> bool:
+    """Say whether a model runs on channels-last images: one that flattens with ``view`` does not.
+
+    Args:
+        model: in the mode in which to try it, best in eval mode.
+        x: inputs on the model's device, of which the first sample is tried.
+    """
+    tensors = [leaf for leaf in tree_flatten(x)[0] if isinstance(leaf, Tensor)]
+    if not any(tensor.dim() == 4 for tensor in tensors):
+        return False
+    first = tree_map(lambda leaf: leaf[:1] if isinstance(leaf, Tensor) else leaf, x)
+    try:
+        with torch.no_grad():
+            model(move(Batch(first, None, 1), tensors[0].device, None, channels_last=True).x)
+    except Exception:
+        return False
+    return True
 
 
 def _split(

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Integral
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from landscape_lib.weights import Weights, check_like, flatten, unflatten
+from landscape_lib.slices import check_weights
+from landscape_lib.weights import Weights, check_like, flatten, float64, unflatten
 
 NORMALIZATIONS = ("filter", "layer", None)
 
@@ -35,8 +38,9 @@ def random_direction(
         A weight vector shaped like ``weights``.
 
     Raises:
-        ValueError: unknown ``normalize``, or nothing is left because every tensor has at most
-            one dimension.
+        TypeError: ``weights`` is not a dictionary of tensors, ``generator`` not a generator.
+        ValueError: unknown ``normalize``, weights that are not finite, or nothing is left because
+            every tensor has at most one dimension.
     """
     return random_directions(
         weights, 1, normalize=normalize, ignore_1d=ignore_1d, generator=generator
@@ -66,12 +70,19 @@ def random_directions(
         generator: as in :func:`random_direction`.
 
     Raises:
-        ValueError: as in :func:`random_direction`, or ``count`` is below 1.
+        TypeError, ValueError: as in :func:`random_direction`, or ``count`` is below 1.
     """
+    check_weights(weights, "weights")
     if normalize not in NORMALIZATIONS:
         raise ValueError(f"normalize: expected one of {NORMALIZATIONS}, got {normalize!r}")
-    if count < 1:
-        raise ValueError(f"count: expected at least 1, got {count}")
+    _check_count("count", count)
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise TypeError(
+            f"generator: expected a torch.Generator, got {type(generator).__name__}; for a seed, "
+            f"runtime.generator(seed)"
+        )
+    if generator is not None and generator.device.type != "cpu":
+        raise ValueError(f"generator: expected one on the CPU, got one on {generator.device}")
     if ignore_1d and all(tensor.dim() <= 1 for tensor in weights.values()):
         raise ValueError(
             "ignore_1d: every tensor of weights has at most one dimension, so the direction "
@@ -110,9 +121,15 @@ def pca_directions(trajectory: Sequence[Weights], k: int = 2) -> tuple[list[Weig
         one explains.
 
     Raises:
+        TypeError: ``trajectory`` is not a sequence of weight vectors.
         ValueError: the trajectory is too short, its vectors differ in names or shapes, or it does
             not move.
     """
+    _check_count("k", k)
+    if not isinstance(trajectory, Sequence):
+        raise TypeError(
+            f"trajectory: expected a sequence of weight vectors, got {type(trajectory).__name__}"
+        )
     if len(trajectory) < k + 1:
         raise ValueError(
             f"trajectory: {k} directions need at least {k + 1} points, got {len(trajectory)}"
@@ -120,8 +137,9 @@ def pca_directions(trajectory: Sequence[Weights], k: int = 2) -> tuple[list[Weig
     last = trajectory[-1]
     for step, point in enumerate(trajectory):
         check_like(point, last, f"trajectory[{step}]", "the last point")
-    end = flatten(last).double()
-    offsets = torch.stack([flatten(point).double() - end for point in trajectory[:-1]])
+        check_weights(point, f"trajectory[{step}]")
+    end = float64(flatten(last))
+    offsets = torch.stack([float64(flatten(point)) - end for point in trajectory[:-1]])
     # The Gram matrix is (steps, steps): its eigenvectors give the principal directions at the
     # cost of one product, however many weights there are.
     values, vectors = torch.linalg.eigh(offsets @ offsets.T)
@@ -130,11 +148,18 @@ def pca_directions(trajectory: Sequence[Weights], k: int = 2) -> tuple[list[Weig
     if total == 0 or float(values[k - 1]) <= 1e-14 * float(values[0]):
         raise ValueError(f"trajectory: spans fewer than {k} direction(s)")
     principal = (vectors[:, :k].T @ offsets) / values[:k, None].sqrt()
+    # Squared, a small component is only as exact as its square: QR makes it orthonormal again.
+    principal = torch.linalg.qr(principal.T).Q.T.contiguous()
     # An eigenvector's sign is arbitrary; the start of training is put on the positive side.
     principal *= torch.where(principal @ offsets[0] < 0, -1.0, 1.0)[:, None]
     dtype = flatten(last).dtype
     directions = [unflatten(vector.to(dtype), last) for vector in principal]
     return directions, (values[:k] / total).tolist()
+
+
+def _check_count(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
+        raise ValueError(f"{name}: expected a whole number of at least 1, got {value!r}")
 
 
 def _draw(weights: Weights, ignore_1d: bool, generator: torch.Generator | None) -> Weights:

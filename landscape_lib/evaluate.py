@@ -8,6 +8,7 @@ import json
 import os
 import time
 from collections.abc import Mapping
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from torch.func import functional_call, vmap
 from tqdm import tqdm
 
 from landscape_lib import runtime
-from landscape_lib.batches import Batch, move, read_batches
+from landscape_lib.batches import Batch, check_count, move, read_batches, reads_channels_last
 from landscape_lib.fingerprint import Fingerprint, describe_callable, digest, to_json
 from landscape_lib.measures import Measure, Measures, mean_and_error
 from landscape_lib.slices import Slice
@@ -76,7 +77,8 @@ def evaluate(
             ``math.inf`` stands for the distribution that the data were drawn from.
         batch_size: samples per forward pass (ignored if ``data`` comes in batches).
         chunk_size: points per ``vmap`` call; chosen if ``None``.
-        training: run in training mode (dropout active, the same masks at every point).
+        training: run in training mode (dropout active, the same masks at every point). Batch norm
+            follows ``batchnorm`` all the same.
         store: path of a file to which finished points are written; resumes from it if it exists.
         progress: show a progress bar if it takes longer than two seconds.
         seed: of the subset and of random numbers drawn by the model.
@@ -95,9 +97,11 @@ def evaluate(
     check_like(slice.origin, own, "slice", "the model's parameters")
     _check_choice("batchnorm", batchnorm, BATCHNORM)
     _check_choice("method", method, METHODS)
-    _check_positive("batch_size", batch_size)
+    check_count("batch_size", batch_size)
     if chunk_size is not None:
-        _check_positive("chunk_size", chunk_size)
+        check_count("chunk_size", chunk_size)
+    if store is not None and not isinstance(store, (str, os.PathLike)):
+        raise TypeError(f"store: expected the path of a file, got {_kind(store)}")
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise ValueError(f"dtype: expected a floating-point torch.dtype, got {dtype!r}")
 
@@ -108,10 +112,11 @@ def evaluate(
         used = sum(batch.size for batch in batches)
         if population is None:
             population = total
-        elif not population >= used:
-            raise ValueError(f"population: expected at least the {used} samples, got {population}")
+        else:
+            _check_population(population, used)
         batches = [move(batch, device, dtype or _compute_dtype(own)) for batch in batches]
         points = _Points(model, slice, dtype, training, seed)
+        batches = points.lay_out(batches)
         output = points.output_of_model(batches[0])
         measures = Measures(loss, metrics, output, batches[0].y, batches[0].size)
         if method == "auto":
@@ -170,6 +175,9 @@ class _Points:
         self.slice = slice
         self.seed = seed
         self._probe = copy.deepcopy(model).train(training).requires_grad_(False).to(dtype=dtype)
+        for module in self._probe.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()  # "frozen" also in training mode
         parameters = dict(self._probe.named_parameters())
         self.count = count(parameters)
         first = next(iter(parameters.values()))
@@ -186,8 +194,14 @@ class _Points:
             parameters[name].data = view
         self._parameters = parameters
 
+    def lay_out(self, batches: list[Batch]) -> list[Batch]:
+        """Return the batches with their images channels-last if the model runs on that."""
+        if not reads_channels_last(self._probe, batches[0].x):
+            return batches
+        return [move(batch, self._flat.device, None, channels_last=True) for batch in batches]
+
     def output_of_model(self, batch: Batch) -> Any:
-        """Return the output at the caller's own weights; it must be the first thing asked."""
+        """Return the output at the caller's own weights; ask before any sums."""
         with torch.no_grad():
             return _at_least_float32(self._probe(batch.x))
 
@@ -282,7 +296,7 @@ def _all_sums(
 
 
 def _vmap_chunk(parameters: int, batch: int) -> int:
-    """Choose how many points share one call: 64 MiB of weights and 32,768 forward passes at most."""
+    """Choose how many points share a call: 64 MiB of weights, 32,768 forward passes at most."""
     return max(1, min((16 << 20) // parameters, (32 << 10) // batch))
 
 
@@ -346,9 +360,9 @@ def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
         raise ValueError(f"{name}: expected one of {choices}, got {value!r}")
 
 
-def _check_positive(name: str, value: Any) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{name}: expected a whole number of at least 1, got {value!r}")
+def _check_population(value: Any, used: int) -> None:
+    if not isinstance(value, Real) or not float(value) >= used:
+        raise ValueError(f"population: expected at least the {used} samples, got {value!r}")
 
 
 def _kind(value: Any) -> str:

@@ -74,7 +74,17 @@ def finding(
         cost = f"{duration(float(result.attrs['wall_seconds']))} on {result.attrs['device']}"
     values = (figure, claim, paper, here, cost, measured, verdict)
     for field, value in zip(_FIELDS, values, strict=True):
-        print(textwrap.fill(f"{field + ':':<10}{value}", 76, subsequent_indent=" " * 10))
+        line = f"{field + ':':<10}{' '.join(value.split())}"
+        # Lines break at spaces alone, so that joining them again gives the text back.
+        print(
+            textwrap.fill(
+                line,
+                76,
+                subsequent_indent=" " * 10,
+                break_long_words=False,
+                break_on_hyphens=False,
+            )
+        )
 
 
 def write_index(book: Path) -> Path:
@@ -85,6 +95,9 @@ def write_index(book: Path) -> Path:
 
     Returns:
         The file.
+
+    Raises:
+        ValueError: a notebook holds a finding that is not as :func:`finding` prints it.
     """
     findings = {
         record["figure"]: record for path in chapters(book) for record in read_findings(path)
@@ -104,10 +117,10 @@ def write_index(book: Path) -> Path:
         if record is None:
             lines.append(f"| {figure} | chapter {chapter}, in preparation | | | | |")
         else:
+            r = {field: text.replace("|", r"\|") for field, text in record.items()}
             lines.append(
-                f"| {figure} | [{record['heading']}]({record['link']}) | {record['paper']} "
-                f"| {record['here']} | {record['cost']} "
-                f"| **{record['verdict']}**: {record['measured']} |"
+                f"| {figure} | [{r['heading']}]({r['link']}) | {r['paper']} | {r['here']} "
+                f"| {r['cost']} | **{r['verdict']}**: {r['measured']} |"
             )
     path = book / "figures.md"
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -120,22 +133,42 @@ def chapters(book: Path) -> list[Path]:
 
 
 def read_findings(notebook: Path) -> list[dict[str, str]]:
-    """Return the findings whose printed text a notebook holds, with heading and link."""
+    """Return the findings whose printed text a notebook holds, with heading and link.
+
+    Raises:
+        ValueError: a finding lacks a field, or its figure or verdict is not one of those there are.
+    """
     found = []
-    heading = ""
+    heading, slug = "", ""
+    slugs: set[str] = set()
     for cell in json.loads(notebook.read_text(encoding="utf-8"))["cells"]:
-        source = "".join(cell["source"])
         if cell["cell_type"] == "markdown":
-            for match in re.finditer(r"^#{1,3} (.+)$", source, flags=re.MULTILINE):
-                heading = match.group(1).strip()
+            prose = re.sub(r"^```.*?^```", "", "".join(cell["source"]), flags=re.DOTALL | re.M)
+            for match in re.finditer(r"^#{1,3} +(.+?)(?: +#+)? *$", prose, flags=re.MULTILINE):
+                heading = match.group(1)
+                slug = _slug(heading, slugs)
+                slugs.add(slug)
             continue
-        for output in cell.get("outputs", []):
-            text = "".join(output.get("text", ""))
-            if text.startswith("figure:"):
-                slug = re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-")
+        # A cell's printed text may have been stored in several pieces.
+        text = "".join("".join(output.get("text", "")) for output in cell.get("outputs", []))
+        for block in re.findall(r"^figure:.*\n?(?:(?: {10}|\w+:).*\n?)*", text, flags=re.MULTILINE):
+            for printed in re.split(r"^(?=figure:)", block, flags=re.MULTILINE)[1:]:
+                record = _parse(printed)
+                _check(record, notebook)
                 link = f"{notebook.name}#{slug}"
-                found.append(_parse(text) | {"heading": heading, "link": link})
+                found.append(record | {"heading": heading, "link": link})
     return found
+
+
+def _slug(heading: str, taken: set[str]) -> str:
+    """Return the anchor that MyST gives a heading (``myst_heading_anchors``)."""
+    plain = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading)  # of a link, its text
+    plain = re.sub(r"\$[^$]*\$", "", plain)  # mathematics does not count
+    slug = re.sub(r"[^\w\- ]", "", plain.lower()).replace(" ", "-")
+    number = 1
+    while slug in taken:
+        slug, number = f"{slug}-{number}", number + 1
+    return slug
 
 
 def _parse(text: str) -> dict[str, str]:
@@ -147,6 +180,17 @@ def _parse(text: str) -> dict[str, str]:
             field, line = head, rest
         record[field] = f"{record.get(field, '')} {line.strip()}".strip()
     return record
+
+
+def _check(record: dict[str, str], notebook: Path) -> None:
+    missing = [field for field in _FIELDS if not record.get(field)]
+    if missing:
+        raise ValueError(f"{notebook.name}: a finding lacks {', '.join(missing)}")
+    for field, known in {"figure": tuple(FIGURES), "verdict": VERDICTS}.items():
+        if record[field] not in known:
+            raise ValueError(
+                f"{notebook.name}: {field}: expected one of {known}, got {record[field]!r}"
+            )
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import math
+import re
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -14,7 +15,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from landscape_lib.weights import float64
+
 Measure = Callable[[Any, Any], Tensor]
+
+# The names that a dataset of evaluate() has anyway: variables, errors and coordinates.
+_RESERVED = re.compile(r"loss|samples|alpha|beta|point|c\d+|.*_se")
 
 
 def accuracy(output: Tensor, target: Tensor) -> Tensor:
@@ -44,7 +50,8 @@ class Measures:
         size: N, the number of samples in that batch.
 
     Raises:
-        TypeError: ``loss`` or a metric is not callable or returns no tensor.
+        TypeError: ``loss`` or a metric is not callable or returns no tensor; ``metrics`` is not a
+            mapping.
         ValueError: a measure returns a shape that is neither a scalar nor one value per sample, or
             a metric has a reserved name.
     """
@@ -59,9 +66,13 @@ class Measures:
     ) -> None:
         if metrics is None:
             metrics = {"accuracy": accuracy} if _is_classification(output, target) else {}
+        if not isinstance(metrics, Mapping):
+            raise TypeError(
+                f"metrics: expected a mapping from names to callables, got {type(metrics).__name__}"
+            )
         for name in metrics:
-            if name in ("loss", "samples") or name.endswith("_se"):
-                raise ValueError(f"metrics: {name!r} is a reserved name")
+            if not isinstance(name, str) or _RESERVED.fullmatch(name):
+                raise ValueError(f"metrics: expected a name that is not reserved, got {name!r}")
         self._functions: dict[str, tuple[Measure, bool]] = {
             "loss": _choose_loss(loss, output, target, size)
         }
@@ -84,10 +95,10 @@ class Measures:
         for function, per_sample in self._functions.values():
             value = function(output, target)
             if per_sample:
-                value = _float64(value.reshape(size, -1)).mean(dim=1)
+                value = float64(value.reshape(size, -1)).mean(dim=1)
                 rows.append(torch.stack([value.sum(), value.square().sum()]))
             else:
-                total = _float64(value) * size
+                total = float64(value) * size
                 rows.append(torch.stack([total, total * math.nan]))
         return torch.stack(rows)
 
@@ -120,11 +131,6 @@ def mean_and_error(
         # Rounding can leave a tiny negative variance where all samples agree.
         variance = np.where(variance < 0, 0.0, variance)
         return mean, np.sqrt(variance / samples * correction)
-
-
-def _float64(value: Tensor) -> Tensor:
-    # Apple's MPS has no float64.
-    return value.cpu().double() if value.device.type == "mps" else value.double()
 
 
 def _is_classification(output: Any, target: Any) -> bool:
@@ -168,10 +174,11 @@ def _choose_loss(loss: Measure, output: Any, target: Any, size: int) -> tuple[Me
         values = unreduced(output, target)
         # A loss with class weights or ignored targets averages in another way: then only its own
         # mean is right, and there is no standard error.
+        tiny = 1000 * torch.finfo(mean.dtype).eps
         if (
             values.dim() > 0
             and values.shape[0] == size
-            and torch.allclose(values.mean(), mean, rtol=1e-3, atol=1e-6, equal_nan=True)
+            and torch.allclose(values.mean(), mean, rtol=tiny, atol=tiny, equal_nan=True)
         ):
             return unreduced, True
     return loss, False

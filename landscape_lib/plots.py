@@ -23,8 +23,8 @@ def use_style() -> None:
     """Set matplotlib's defaults to the look of the book."""
     plt.rcParams.update(
         {
-            "figure.figsize": (7.0, 3.6),
-            "figure.dpi": 110,
+            "figure.figsize": (6.0, 3.4),
+            "figure.dpi": 130,
             "figure.facecolor": "white",
             "figure.constrained_layout.use": True,
             "axes.prop_cycle": cycler(color=PALETTE),
@@ -35,7 +35,7 @@ def use_style() -> None:
             "image.cmap": LOSS_COLORS,
             "legend.frameon": False,
             "lines.linewidth": 1.8,
-            "font.size": 10.5,
+            "font.size": 11,
         }
     )
 
@@ -50,7 +50,8 @@ def curve(
 ) -> Axes:
     """Draw a variable along a line, with a band of ``band`` standard errors.
 
-    A point that is not finite leaves a gap in the curve and a cross at the lower edge.
+    A point that is not finite leaves a gap in the curve and a cross at the lower edge. Points are
+    joined in the order of the coordinate.
 
     Args:
         dataset: one-dimensional, as from ``evaluate`` of a ``Line``.
@@ -62,12 +63,14 @@ def curve(
     Raises:
         ValueError: the variable has other than one dimension.
     """
-    values = dataset[variable]
-    if values.ndim != 1:
-        raise ValueError(f"variable: {variable!r} has dimensions {values.dims}, expected one")
+    if dataset[variable].ndim != 1:
+        raise ValueError(
+            f"variable: expected one dimension, got {dataset[variable].dims} of {variable!r}"
+        )
     ax = ax or plt.gca()
-    (dim,) = values.dims
-    x = dataset[dim].values
+    (dim,) = dataset[variable].dims
+    dataset = dataset.sortby(dim)
+    values, x = dataset[variable], dataset[dim].values
     (drawn,) = ax.plot(x, values, **line)
     if f"{variable}_se" in dataset:
         half = band * dataset[f"{variable}_se"].values
@@ -108,23 +111,42 @@ def heat(
         ax: where to draw; the current axes by default.
         log: colour by the logarithm; values must be above 0.
         limits: lowest and highest colour value; those of the data by default.
-        levels: number of contour lines; 0 draws none.
+        levels: number of contour lines between the limits; 0 draws none.
 
     Returns:
         The coloured mesh, for example for another colour bar.
+
+    Raises:
+        ValueError: the variable has other dimensions; ``limits`` are not two ascending numbers;
+            a value or limit to colour by its logarithm is not above 0.
     """
-    ax = ax or plt.gca()
+    if set(dataset[variable].dims) != {"alpha", "beta"}:
+        raise ValueError(
+            f"variable: expected dimensions ('alpha', 'beta'), got {dataset[variable].dims} "
+            f"of {variable!r}"
+        )
+    dataset = dataset.sortby(["alpha", "beta"])
     values = dataset[variable].transpose("beta", "alpha").values
     finite = np.ma.masked_invalid(values)
-    low, high = limits or (float(finite.min()), float(finite.max()))
+    lowest, highest = (float(finite.min()), float(finite.max())) if finite.count() else (1.0, 1.0)
+    low, high = limits or (lowest, highest)
+    if limits is not None and not low < high:
+        raise ValueError(f"limits: expected (lowest, highest), ascending, got {limits}")
+    if log and low <= 0:
+        raise ValueError(f"log: expected values and limits above 0, got {low:g}")
+    ax = ax or plt.gca()
     norm = LogNorm(low, high) if log else Normalize(low, high)
     alpha, beta = dataset["alpha"].values, dataset["beta"].values
     ax.set_facecolor("#d9d9d9")
     ax.patch.set_hatch("///")
-    mesh = ax.pcolormesh(alpha, beta, finite, norm=norm, cmap=LOSS_COLORS, shading="nearest")
-    if levels and min(values.shape) > 1:
-        steps = np.geomspace(low, high, levels) if log else np.linspace(low, high, levels)
-        ax.contour(alpha, beta, finite, levels=steps[1:-1], colors="white", linewidths=0.5)
+    # Values below the limits take the lowest colour, also those that have no logarithm.
+    colors = np.ma.maximum(finite, low) if log else finite
+    mesh = ax.pcolormesh(alpha, beta, colors, norm=norm, cmap=LOSS_COLORS, shading="nearest")
+    space = np.geomspace if log else np.linspace
+    steps = space(low, high, levels + 2)[1:-1]
+    steps = steps[(steps > lowest) & (steps < highest)]
+    if len(steps) and min(values.shape) > 1:
+        ax.contour(alpha, beta, finite, levels=steps, colors="white", linewidths=0.5)
     ax.grid(False)
     ax.set_xlabel("α")
     ax.set_ylabel("β")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import subprocess
 import threading
 import time
@@ -48,10 +49,15 @@ def cached(
         The dataset, with its provenance as attributes.
 
     Raises:
+        TypeError, ValueError: bad input, named before any work; a stored file that cannot be read.
         StaleResult: the stored configuration differs; the message names the keys.
         MissingResult: nothing is stored and nothing says to compute it.
     """
     wanted = _plain(config)
+    if not callable(compute):
+        raise TypeError(f"compute: expected a callable, got {type(compute).__name__}")
+    if not isinstance(name, str) or not re.fullmatch(r"[\w-]+(/[\w-]+)*", name):
+        raise ValueError(f"name: expected chapter and name as in '02/mlp', got {name!r}")
     if runtime.scale() == "smoke":
         return _compute(name, compute, wanted)
     path = _path(name)
@@ -122,8 +128,14 @@ def folder() -> Path:
 
 
 def provenance(dataset: xr.Dataset) -> None:
-    """Print where a result comes from: data, seed, device, time, versions."""
+    """Print where a result comes from: data, seed, device, time, versions.
+
+    Raises:
+        ValueError: the dataset does not come from :func:`cached`.
+    """
     a = dataset.attrs
+    if "config" not in a:
+        raise ValueError("dataset: expected one from cached(), got one without provenance")
     config = json.loads(a["config"])
     rows = {
         "result": f"{a['name']} ({a['scale']} scale)",
@@ -143,6 +155,8 @@ def duration(seconds: float) -> str:
 
 
 def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
+    if not isinstance(config, Mapping):
+        raise TypeError(f"config: expected a mapping, got {type(config).__name__}")
     try:
         return dict(json.loads(json.dumps(dict(config), sort_keys=True)))
     except TypeError as error:
@@ -201,7 +215,10 @@ def _compute(name: str, compute: Callable[[], xr.Dataset], config: dict[str, Any
 
 @contextlib.contextmanager
 def _stopwatch(name: str, config: dict[str, Any]) -> Iterator[Callable[[], float]]:
-    """Measure the time of a computation that may be killed and resumed, to about ten seconds."""
+    """Measure the time of a computation that may be interrupted, or killed, and resumed.
+
+    The time is noted every ten seconds and at the end, so a kill loses ten seconds of it at most.
+    """
     place = scratch(name, config)
     file = None if place is None else place / "seconds.txt"
     before = float(file.read_text()) if file is not None and file.exists() else 0.0
@@ -212,18 +229,22 @@ def _stopwatch(name: str, config: dict[str, Any]) -> Iterator[Callable[[], float
         return before + time.perf_counter() - started
 
     def note() -> None:
-        while not finished.wait(10):
-            if file is not None:
-                with runtime.atomic_path(file) as temporary:
-                    temporary.write_text(f"{elapsed():.1f}")
+        if file is not None:
+            with runtime.atomic_path(file) as temporary:
+                temporary.write_text(f"{elapsed():.1f}")
 
-    thread = threading.Thread(target=note, daemon=True)
+    def keep_noting() -> None:
+        while not finished.wait(10):
+            note()
+
+    thread = threading.Thread(target=keep_noting, daemon=True)
     thread.start()
     try:
         yield elapsed
     finally:
         finished.set()
         thread.join()
+        note()
 
 
 def _commit() -> str:

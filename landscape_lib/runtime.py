@@ -7,8 +7,9 @@ import ctypes
 import os
 import platform
 from collections.abc import Iterator
+from numbers import Integral
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -57,7 +58,7 @@ def pick_device(device: str | torch.device | None = None) -> torch.device:
     try:
         chosen = torch.device(device)
         torch.empty(0, device=chosen)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
         raise ValueError(f"device: {device!r} is not available here: {error}") from error
     return chosen
 
@@ -83,8 +84,13 @@ def _processor() -> str:
 
 
 def generator(seed: int) -> torch.Generator:
-    """Return a CPU random generator started at ``seed``; the global state is not touched."""
-    return torch.Generator().manual_seed(seed)
+    """Return a CPU random generator started at ``seed``; the global state is not touched.
+
+    Raises:
+        TypeError: ``seed`` is not a whole number.
+    """
+    _check_seed(seed)
+    return torch.Generator().manual_seed(int(seed))
 
 
 @contextlib.contextmanager
@@ -93,10 +99,19 @@ def isolated_random_state(seed: int) -> Iterator[None]:
 
     Args:
         seed: the global generators (CPU and every CUDA device) start from it inside the block.
+
+    Raises:
+        TypeError: ``seed`` is not a whole number.
     """
+    _check_seed(seed)
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        torch.manual_seed(seed)
+        torch.manual_seed(int(seed))
         yield
+
+
+def _check_seed(seed: Any) -> None:
+    if isinstance(seed, bool) or not isinstance(seed, Integral):
+        raise TypeError(f"seed: expected a whole number, got {seed!r}")
 
 
 @contextlib.contextmanager

@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from landscape_lib.weights import Weights, check_like, combine, subtract
+from landscape_lib.weights import Weights, check_like, combine, dot, float64, subtract
 
 FloatArray = NDArray[np.float64]
 
@@ -37,8 +38,11 @@ class Slice:
         self, origin: Weights, directions: Sequence[Weights], coordinates: ArrayLike
     ) -> None:
         check_weights(origin, "origin")
-        if isinstance(directions, dict) or len(directions) == 0:
-            raise ValueError("directions: expected a sequence of at least one weight vector")
+        if not isinstance(directions, Sequence) or len(directions) == 0:
+            raise ValueError(
+                f"directions: expected a sequence of at least one weight vector, "
+                f"got {_describe(directions)}"
+            )
         for k, direction in enumerate(directions):
             name = f"directions[{k}]"
             check_like(direction, origin, name, "origin")
@@ -86,6 +90,11 @@ class Slice:
         Raises:
             ValueError: another count of coordinates, or one that is not finite.
         """
+        if len(coordinates) != len(self.directions):
+            raise ValueError(
+                f"coordinates: expected {len(self.directions)} number(s), one for each direction, "
+                f"got {len(coordinates)}"
+            )
         point = _check_coordinates([coordinates], len(self.directions))
         return combine(self.basis, self.coefficients(point)[0].tolist())
 
@@ -175,12 +184,18 @@ class Plane(Slice):
         alphas: ArrayLike,
         betas: ArrayLike,
     ) -> None:
-        if isinstance(directions, dict) or len(directions) != 2:
-            raise ValueError(f"directions: a plane needs exactly 2, got {len(directions)}")
+        if not isinstance(directions, Sequence) or len(directions) != 2:
+            raise ValueError(
+                f"directions: a plane needs a sequence of exactly 2, got {_describe(directions)}"
+            )
         self.alphas = _check_axis(alphas, "alphas")
         self.betas = _check_axis(betas, "betas")
         grid = np.stack(np.meshgrid(self.alphas, self.betas, indexing="ij"), axis=-1)
         super().__init__(origin, directions, grid.reshape(-1, 2))
+        if _parallel(*self.directions):
+            raise ValueError(
+                "directions: the two are parallel up to rounding, so they span a line, not a plane"
+            )
 
     @property
     def dims(self) -> tuple[str, ...]:
@@ -204,31 +219,61 @@ def check_weights(weights: Weights, name: str) -> None:
         raise ValueError(f"{name}: has no tensors")
     for key, tensor in weights.items():
         if not tensor.isfinite().all():
-            raise ValueError(f"{name}: {key!r} has entries that are not finite")
+            raise ValueError(f"{name}: expected finite entries, {key!r} has NaN or inf")
+
+
+def _parallel(first: Weights, second: Weights) -> bool:
+    """Say whether ``second`` is a multiple of ``first``, up to the rounding of their dtypes."""
+    share = dot(first, second) / dot(first, first)
+    rest = {name: float64(t) - share * float64(first[name]) for name, t in second.items()}
+    kinds = [t.dtype for t in (*first.values(), *second.values()) if t.is_floating_point()]
+    epsilon = max((torch.finfo(kind).eps for kind in kinds), default=0.0)
+    return dot(rest, rest) <= (8 * epsilon) ** 2 * dot(second, second)
+
+
+def _describe(directions: object) -> str:
+    """Say in an error message what was given in the place of several directions."""
+    if isinstance(directions, dict):
+        return "one weight vector"
+    if isinstance(directions, Sequence):
+        return str(len(directions))
+    return type(directions).__name__
+
+
+def _to_array(values: ArrayLike, name: str) -> FloatArray:
+    try:
+        array = np.array(values, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            f"{name}: expected an array of numbers, got {type(values).__name__} ({error})"
+        ) from error
+    if not np.isfinite(array).all():
+        raise ValueError(f"{name}: expected finite numbers, got {array[~np.isfinite(array)][0]}")
+    return array
 
 
 def _check_axis(values: ArrayLike, name: str) -> FloatArray:
-    array = np.array(values, dtype=np.float64)
+    array = _to_array(values, name)
     if array.ndim != 1:
         raise ValueError(f"{name}: expected a one-dimensional array, got shape {array.shape}")
     if array.size == 0:
-        raise ValueError(f"{name}: is empty")
-    if not np.isfinite(array).all():
-        raise ValueError(f"{name}: has values that are not finite")
-    if len(np.unique(array)) != array.size:
-        raise ValueError(f"{name}: has repeated values")
+        raise ValueError(f"{name}: expected at least one number, got an empty array")
+    unique, counts = np.unique(array, return_counts=True)
+    if len(unique) != array.size:
+        raise ValueError(f"{name}: expected distinct numbers, got {unique[counts > 1][0]} repeated")
+    end, middle = array[-1], array.size // 2
+    if array.size % 2 and array[0] == -end and abs(array[middle]) <= np.spacing(abs(end)):
+        array[middle] = 0.0  # np.linspace(-0.1, 0.1, 23) misses it by a rounding error
     return array
 
 
 def _check_coordinates(values: ArrayLike, dimension: int) -> FloatArray:
-    array = np.array(values, dtype=np.float64)
+    array = _to_array(values, "coordinates")
     if array.ndim != 2 or array.shape[1] != dimension:
         raise ValueError(
             f"coordinates: expected shape (K, {dimension}) for {dimension} direction(s), "
             f"got {array.shape}"
         )
     if array.shape[0] == 0:
-        raise ValueError("coordinates: is empty")
-    if not np.isfinite(array).all():
-        raise ValueError("coordinates: has values that are not finite")
+        raise ValueError("coordinates: expected at least one point, got none")
     return array

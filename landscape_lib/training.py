@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,12 @@ import torch.nn.functional as F
 import xarray as xr
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from torch.utils._pytree import tree_map
 from tqdm import tqdm
 
 from landscape_lib import runtime
-from landscape_lib.batches import Batch, move, read_batches
+from landscape_lib.batches import Batch, check_count, move, read_batches, reads_channels_last
 from landscape_lib.fingerprint import Fingerprint, describe_callable, differences, digest
 from landscape_lib.measures import Measures
 from landscape_lib.weights import Weights, weights_of
@@ -51,7 +53,13 @@ class History:
     seconds: float = 0.0
 
     def curves(self) -> xr.Dataset:
-        """Return the per-epoch records as a dataset over ``epoch``."""
+        """Return the per-epoch records as a dataset over ``epoch``.
+
+        Raises:
+            ValueError: there are none.
+        """
+        if not self.epochs:
+            raise ValueError("epochs: expected at least one finished epoch, got none")
         columns = {name: [row[name] for row in self.epochs] for name in self.epochs[0]}
         epoch = np.array(columns.pop("epoch"), dtype=int)
         return xr.Dataset(
@@ -102,22 +110,27 @@ def train(
         seed: of the order of samples, augmentation and dropout.
 
     Returns:
-        The history; the model ends in training mode only if it began in it.
+        The history; the model and each of its modules end in the mode they began in.
 
     Raises:
-        ValueError: bad input, named before any work.
+        TypeError, ValueError: bad input, named before any weight changes.
         CheckpointMismatch: ``checkpoint`` belongs to another run; it is left untouched.
     """
-    for name, value in {"epochs": epochs, "batch_size": batch_size}.items():
-        if not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name}: expected a whole number of at least 1, got {value!r}")
-    if record_every is not None and record_every < 1:
-        raise ValueError(f"record_every: expected at least 1, got {record_every}")
+    check_count("epochs", epochs)
+    check_count("batch_size", batch_size)
+    if record_every is not None:
+        check_count("record_every", record_every)
     if schedule_every not in ("step", "epoch"):
         raise ValueError(f"schedule_every: expected 'step' or 'epoch', got {schedule_every!r}")
+    if augment is not None and not callable(augment):
+        raise TypeError(
+            f"augment: expected a callable (x, generator), got {type(augment).__name__}"
+        )
+    _check_model(model)
     size = _size(data)
-    was_training = model.training
-    with runtime.isolated_random_state(seed):
+    _check_optimizer(model, optimizer, schedule)
+    with runtime.isolated_random_state(seed), _mode_given_back(model):
+        channels_last = reads_channels_last(model.eval(), data.x[:1])
         run = _Run(model, optimizer, schedule, runtime.generator(seed), History())
         if checkpoint is not None:
             settings = [epochs, batch_size, schedule_every, record_every, seed, size]
@@ -143,7 +156,7 @@ def train(
                     x, y = data.x[chosen], data.y[chosen]
                     if augment is not None:
                         x = augment(x, run.generator)
-                    batch = move(Batch(x, y, len(y)), x.device, None)
+                    batch = move(Batch(x, y, len(y)), x.device, None, channels_last)
                     run.step(batch.x, batch.y, loss)
                     if schedule is not None and schedule_every == "step":
                         schedule.step()
@@ -168,7 +181,6 @@ def train(
                 bar.set_postfix({k: f"{v:.3f}" for k, v in row.items() if "_" in k}, refresh=False)
                 if checkpoint is not None:
                     run.save(Path(checkpoint))
-    model.train(was_training)
     return run.history
 
 
@@ -182,27 +194,29 @@ def score(
     """Return a model's mean loss and accuracy on a data set, in eval mode.
 
     Args:
-        model: its mode is restored afterwards.
+        model: its mode is given back afterwards, and so is the global random state.
         data: anything that :func:`landscape_lib.evaluate` takes.
         loss: callable ``(output, target) -> scalar mean``.
         batch_size: samples per forward pass.
+
+    Raises:
+        TypeError, ValueError: bad input, named before any work.
     """
+    _check_model(model)
+    check_count("batch_size", batch_size)
     device = next(model.parameters()).device
-    batches, total = read_batches(data, None, batch_size, 0)
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            sums, measures = None, None
-            for batch in batches:
-                batch = move(batch, device, None)
-                output = model(batch.x)
-                if measures is None:
-                    measures = Measures(loss, None, output, batch.y, batch.size)
-                part = measures.sums(output, batch.y, batch.size)[:, 0]
-                sums = part if sums is None else sums + part
-    finally:
-        model.train(was_training)
+    with runtime.isolated_random_state(0), _mode_given_back(model), torch.no_grad():
+        model.eval()
+        batches, total = read_batches(data, None, batch_size, 0)
+        channels_last = reads_channels_last(model, move(batches[0], device, None).x)
+        sums, measures = None, None
+        for batch in batches:
+            batch = move(batch, device, None, channels_last)
+            output = model(batch.x)
+            if measures is None:
+                measures = Measures(loss, None, output, batch.y, batch.size)
+            part = measures.sums(output, batch.y, batch.size)[:, 0]
+            sums = part if sums is None else sums + part
     assert measures is not None and sums is not None  # read_batches gives at least one
     return dict(zip(measures.names, (sums / total).tolist(), strict=True))
 
@@ -220,7 +234,14 @@ def crop_and_flip(x: Tensor, generator: torch.Generator, pad: int = 4) -> Tensor
 
     Returns:
         Images of the same shape.
+
+    Raises:
+        ValueError: ``x`` has other than four dimensions, or ``pad`` is below 0.
     """
+    if x.dim() != 4:
+        raise ValueError(f"x: expected images (N, C, H, W), got shape {tuple(x.shape)}")
+    if pad < 0:
+        raise ValueError(f"pad: expected 0 or more pixels, got {pad}")
     n, channels, height, width = x.shape
     shifts = torch.randint(0, 2 * pad + 1, (2, n), generator=generator).to(x.device)
     flips = (torch.rand(n, generator=generator) < 0.5).to(x.device)
@@ -248,6 +269,9 @@ class _Run:
         def closure() -> Tensor:
             self.optimizer.zero_grad()
             value = loss(self.model(x), y)
+            if not isinstance(value, Tensor) or value.dim() > 0:
+                given = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+                raise TypeError(f"loss: expected it to return a scalar tensor, got {given}")
             value.backward()
             return value
 
@@ -289,6 +313,8 @@ class _Run:
             "cuda_random_state": torch.cuda.get_rng_state_all(),
             "history": vars(self.history),
         }
+        # A learning rate of numpy's, say from np.geomspace, could be written but not read again.
+        state = tree_map(lambda v: v.item() if isinstance(v, np.generic) else v, state)
         with runtime.atomic_path(path) as temporary:
             torch.save(state, temporary)
 
@@ -319,6 +345,43 @@ class _Run:
         if device.type == "cuda":
             torch.cuda.set_rng_state_all(state["cuda_random_state"])
         self.history = History(**state["history"])
+
+
+@contextlib.contextmanager
+def _mode_given_back(model: nn.Module) -> Iterator[None]:
+    """Give every module back in the mode it had: a caller may have frozen some of them."""
+    modes = {module: module.training for module in model.modules()}
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def _check_model(model: nn.Module) -> None:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+
+
+def _check_optimizer(model: nn.Module, optimizer: Optimizer, schedule: LRScheduler | None) -> None:
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(
+            f"optimizer: expected a torch.optim.Optimizer, got {type(optimizer).__name__}"
+        )
+    own = {id(parameter) for parameter in model.parameters()}
+    if not any(id(p) in own for group in optimizer.param_groups for p in group["params"]):
+        raise ValueError(
+            "optimizer: expected one built on the model's parameters, got one that has none of them"
+        )
+    if schedule is None:
+        return
+    if not isinstance(schedule, LRScheduler) or isinstance(schedule, ReduceLROnPlateau):
+        raise TypeError(
+            f"schedule: expected a torch LRScheduler that steps without a metric, "
+            f"got {type(schedule).__name__}"
+        )
+    if schedule.optimizer is not optimizer:
+        raise ValueError("schedule: expected one of the given optimizer, got one of another")
 
 
 def _size(data: Any) -> int:

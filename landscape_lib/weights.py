@@ -1,6 +1,6 @@
 """The vector space: a weight vector is a dictionary of named tensors.
 
-Every function here is pure: it returns new tensors and changes nothing it is given.
+Every function here but :func:`load_weights` is pure: it changes nothing it is given.
 Inner products and norms are accumulated in float64 whatever the dtype of the weights.
 """
 
@@ -46,8 +46,11 @@ def load_weights(model: nn.Module, weights: Weights) -> None:
         weights: as from :func:`weights_of` of a model of the same architecture.
 
     Raises:
+        TypeError: ``model`` is not a module, ``weights`` not a dict of tensors.
         ValueError: names or shapes differ.
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
     parameters = dict(model.named_parameters())
     check_like(weights, parameters, "weights", "the model's parameters")
     with torch.no_grad():
@@ -87,12 +90,14 @@ def check_like(
 
 
 def add(first: Weights, second: Weights) -> Weights:
-    """Return ``first + second``."""
+    """Return ``first + second``; names and shapes must agree, here and below."""
+    check_like(second, first, "second", "first")
     return {name: tensor + second[name] for name, tensor in first.items()}
 
 
 def subtract(first: Weights, second: Weights) -> Weights:
     """Return ``first - second``."""
+    check_like(second, first, "second", "first")
     return {name: tensor - second[name] for name, tensor in first.items()}
 
 
@@ -110,25 +115,39 @@ def combine(vectors: Sequence[Weights], coefficients: Sequence[float]) -> Weight
     """Return the linear combination of ``vectors`` with ``coefficients``.
 
     Each coefficient is multiplied once, so nothing drifts along a grid, and a vector whose
-    coefficient is 0 contributes exactly nothing.
+    coefficient is 0 contributes exactly nothing, not even the sign of a zero.
 
     Args:
-        vectors: m weight vectors of equal names and shapes.
+        vectors: m >= 1 weight vectors of equal names and shapes.
         coefficients: m numbers.
+
+    Returns:
+        A weight vector with the dtypes of ``vectors[0]``.
+
+    Raises:
+        ValueError: names or shapes differ, or the two counts.
     """
-    first, *others = zip(vectors, coefficients, strict=True)
-    total = {name: tensor * first[1] for name, tensor in first[0].items()}
+    if len(vectors) != len(coefficients) or len(vectors) == 0:
+        raise ValueError(
+            f"coefficients: expected one for each of at least one vector, "
+            f"got {len(coefficients)} for {len(vectors)}"
+        )
+    for k, vector in enumerate(vectors):
+        check_like(vector, vectors[0], f"vectors[{k}]", "vectors[0]")
+    terms = [term for term in zip(vectors, coefficients, strict=True) if term[1] != 0]
+    first, *others = terms or [(vectors[0], 0.0)]
+    total = {name: (first[0][name] * first[1]).to(t.dtype) for name, t in vectors[0].items()}
     for vector, coefficient in others:
-        if coefficient != 0:
-            for name, tensor in vector.items():
-                total[name].add_(tensor, alpha=coefficient)
+        for name, tensor in vector.items():
+            total[name].add_(tensor, alpha=coefficient)
     return total
 
 
 def dot(first: Weights, second: Weights) -> float:
     """Return the inner product, accumulated in float64."""
+    check_like(second, first, "second", "first")
     return sum(
-        float(torch.dot(tensor.flatten().double(), second[name].flatten().double()))
+        float(torch.dot(float64(tensor.flatten()), float64(second[name].flatten())))
         for name, tensor in first.items()
     )
 
@@ -138,13 +157,18 @@ def norm(weights: Weights) -> float:
     return dot(weights, weights) ** 0.5
 
 
+def float64(tensor: Tensor) -> Tensor:
+    """Return the tensor in float64, on the CPU if its device (Apple's MPS) has no float64."""
+    return tensor.cpu().double() if tensor.device.type == "mps" else tensor.double()
+
+
 def flatten(weights: Weights) -> Tensor:
     """Return all entries as one vector of shape (n,), in the order of the dictionary."""
     return torch.cat([tensor.flatten() for tensor in weights.values()])
 
 
 def unflatten(vector: Tensor, like: Mapping[str, Tensor]) -> Weights:
-    """Return the weights whose :func:`flatten` is ``vector``.
+    """Return the weights whose :func:`flatten` is ``vector``, as views of it.
 
     Args:
         vector: shape (n,).
