@@ -22,7 +22,7 @@ FINDING = {
     "figure": "Report Fig. 2",
     "claim": "the loss falls monotonically from the untrained to the trained network",
     "paper": "maxout network on MNIST, 401 points",
-    "here": "an MLP and a small CNN on Fashion-MNIST, five seeds each, 61 points, α in [-0.25, 1.25]",
+    "here": "an MLP and a small CNN, Fashion-MNIST, five seeds each, 61 points, α in [-0.25, 1.25]",
     "measured": "monotone in 10 of 10 lines; largest rise 0.0003 ± 0.0002 (p > 0.05)",
     "verdict": "partly reproduced",
 }
