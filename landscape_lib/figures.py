@@ -119,7 +119,7 @@ def write_index(book: Path) -> Path:
         else:
             r = {field: text.replace("|", r"\|") for field, text in record.items()}
             lines.append(
-                f"| {figure} | [{r['heading']}]({r['link']}) | {r['paper']} | {r['here']} "
+                f"| {figure} | [chapter {chapter}]({r['link']}) | {r['paper']} | {r['here']} "
                 f"| {r['cost']} | **{r['verdict']}**: {r['measured']} |"
             )
     path = book / "figures.md"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from types import CodeType
 from typing import Any
 
 import numpy as np
@@ -42,18 +43,51 @@ def _update(state: Any, value: Any) -> None:
         for item in value:
             _update(state, item)
     else:
-        state.update(repr(value).encode())
+        # With its length, so that [1, 23] is not [12, 3].
+        text = repr(value).encode()
+        state.update(f"value {len(text)} ".encode() + text)
 
 
 def describe_callable(function: Any) -> str:
-    """Return a name for a loss, metric or optimiser that is the same in every process."""
+    """Return what a loss, metric or augmentation is, the same in every process.
+
+    That is its name, and for one that is not torch's or ours also a digest of its code and of the
+    plain values that it was made with: two lambdas share a name, and an edited function keeps it.
+    """
     if hasattr(function, "func"):  # functools.partial
         inner = describe_callable(function.func)
         return f"{inner}({digest([function.args, function.keywords])})"
     if isinstance(function, torch.nn.Module):
         return f"{function!r}({digest(dict(function.state_dict()))})"
-    module = getattr(function, "__module__", "")
-    return f"{module}.{getattr(function, '__qualname__', type(function).__qualname__)}"
+    module = str(getattr(function, "__module__", ""))
+    name = f"{module}.{getattr(function, '__qualname__', type(function).__qualname__)}"
+    if module.split(".")[0] in ("torch", "landscape_lib"):
+        return name
+    code = getattr(function, "__code__", getattr(type(function).__call__, "__code__", None))
+    made_with = [cell.cell_contents for cell in getattr(function, "__closure__", None) or ()]
+    made_with += getattr(function, "__defaults__", None) or ()
+    for part in ("__kwdefaults__", "__dict__"):
+        named = getattr(function, part, None) or {}
+        made_with += [item for pair in named.items() for item in pair]
+    return f"{name}({digest([_code(code), _plain(tuple(made_with))])})"
+
+
+def _code(code: CodeType | None) -> list[Any]:
+    if code is None:
+        return []
+    constants = [_code(c) if isinstance(c, CodeType) else _plain(c) for c in code.co_consts]
+    return [code.co_code, code.co_names, constants]
+
+
+def _plain(value: Any) -> Any:
+    """Return a value for which ``repr`` is the same in every process and at every time."""
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, frozenset):
+        return sorted(repr(_plain(item)) for item in value)
+    if isinstance(value, (Tensor, np.ndarray, str, bytes, int, float, complex, type(None))):
+        return value
+    return getattr(value, "__qualname__", type(value).__qualname__)
 
 
 def differences(stored: Fingerprint, present: Fingerprint) -> list[str]:

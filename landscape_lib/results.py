@@ -7,6 +7,7 @@ import json
 import os
 import re
 import subprocess
+import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -144,7 +145,8 @@ def provenance(dataset: xr.Dataset) -> None:
         "computed": f"in {duration(float(a['wall_seconds']))} on {a['device']}",
         "versions": f"landscape_lib {a['library']} ({a['commit']}), torch {a['torch']}",
     }
-    print("\n".join(f"{key:<9} {value}" for key, value in rows.items()))
+    for key, value in rows.items():
+        print(textwrap.fill(f"{key:<9} {value}", 76, subsequent_indent=" " * 10))
 
 
 def duration(seconds: float) -> str:

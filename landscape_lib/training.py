@@ -133,8 +133,14 @@ def train(
         channels_last = reads_channels_last(model.eval(), data.x[:1])
         run = _Run(model, optimizer, schedule, runtime.generator(seed), History())
         if checkpoint is not None:
-            settings = [epochs, batch_size, schedule_every, record_every, seed, size]
-            run.describe(data, loss, augment, settings)
+            settings = {
+                "epochs": epochs,
+                "batch_size": batch_size,
+                "schedule_every": schedule_every,
+                "record_every": record_every,
+                "seed": seed,
+            }
+            run.describe(data, test, loss, augment, settings)
             run.resume(Path(checkpoint))
         if record_every is not None and not run.history.trajectory:
             run.record(0)
@@ -285,22 +291,23 @@ class _Run:
         self.history.trajectory.append(weights_of(self.model))
         self.history.trajectory_steps.append(step)
 
-    def describe(self, data: Any, loss: Any, augment: Any, settings: list[Any]) -> None:
-        groups = [
-            {k: v for k, v in group.items() if k != "params"}
-            for group in self.optimizer.param_groups
-        ]
-        schedule = None if self.schedule is None else self.schedule.state_dict()
+    def describe(
+        self, data: Any, test: Any, loss: Any, augment: Any, settings: dict[str, Any]
+    ) -> None:
+        groups = [group | {"params": len(group["params"])} for group in self.optimizer.param_groups]
+        schedule = {} if self.schedule is None else self.schedule.state_dict()
+        functions = getattr(self.schedule, "lr_lambdas", [])
         self.fingerprint = {
             "initial weights": digest(dict(self.model.state_dict())),
             "architecture": digest(repr(self.model)),
             "data": digest([data.x, data.y]),
+            "test": digest([getattr(test, name, type(test).__name__) for name in ("x", "y")]),
             "loss": describe_callable(loss),
             "augment": describe_callable(augment) if augment else "None",
             "optimizer": f"{type(self.optimizer).__name__} {digest(groups)}",
-            "schedule": digest([type(self.schedule).__name__, sorted(schedule or [])]),
-            "settings": repr(settings),
-        }
+            "schedule": f"{type(self.schedule).__name__} "
+            + digest([schedule, [describe_callable(function) for function in functions]]),
+        } | {name: repr(value) for name, value in settings.items()}
 
     def save(self, path: Path) -> None:
         state = {

@@ -162,11 +162,12 @@ def test_the_index_holds_every_figure_of_both_sources(tmp_path, capsys):
     for row in rows:  # six cells in each
         assert len(re.findall(r"(?<!\\)\|", row)) == 7
     assert rows[1] == (
-        "| Report Fig. 2 | [A line](02_a_line.ipynb#a-line) | maxout network on MNIST, 401 points "
+        "| Report Fig. 2 | [chapter 2](02_a_line.ipynb#a-line) "
+        "| maxout network on MNIST, 401 points "
         r"| a\|b | seconds, computed in the chapter "
         r"| **partly reproduced**: \|Δ\| < 0.1 \| sharp |"
     )
-    assert rows[11].startswith("| MPO Fig. 4a | [Norms](10_norms.ipynb#norms) |")
+    assert rows[11].startswith("| MPO Fig. 4a | [chapter 10](10_norms.ipynb#norms) |")
     assert "**not reproduced**" in rows[11]
     assert rows[0] == "| Report Fig. 1 | chapter 1, in preparation | | | | |"
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.optim import lr_scheduler
 
 import landscape_lib as ll
+from landscape_lib.fingerprint import digest
 from landscape_lib.runtime import generator
 from landscape_lib.training import CheckpointMismatch, crop_and_flip, score
 
@@ -206,13 +207,14 @@ def test_a_model_that_flattens_with_view_can_be_trained_scored_and_evaluated():
     class Viewing(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.conv = nn.Conv2d(1, 2, 3, padding=1)
+            self.conv = nn.Conv2d(2, 2, 3, padding=1)
             self.output = nn.Linear(50, 3)
 
         def forward(self, x: Tensor) -> Tensor:
             return self.output(torch.relu(self.conv(x)).view(len(x), -1))
 
     model, data = Viewing().double(), images()
+    data.x = torch.cat([data.x, data.x.square()], dim=1)  # with one channel both layouts are one
     ll.train(model, data, sgd(model), epochs=1)
     own = F.cross_entropy(model(data.x), data.y).item()
     assert score(model, data)["loss"] == pytest.approx(own, rel=1e-12)
@@ -365,6 +367,16 @@ def test_two_functions_of_one_name_are_told_apart(tmp_path):
             checkpoint=tmp_path / "run.pt", epochs=1, loss=lambda o, t: F.cross_entropy(o, t) * 2
         )
     Setup().train(checkpoint=tmp_path / "run.pt", epochs=1, loss=smoothed(0.1))
+
+
+def test_digests_do_not_run_values_together():
+    assert digest([12, 3]) != digest([1, 23])
+    assert digest({"a": 1, "b": 2}) != digest({"a": 1, "b": 3})
+    assert digest([[1], [2]]) != digest([[1, 2]]) != digest([1, 2])
+    double = torch.arange(4.0).double()
+    assert digest(double) != digest(double.float()) != digest(double.view(2, 2).float())
+    assert digest(double.view(2, 2).T) == digest(double.view(2, 2).T.contiguous())
+    assert digest(-0.0 * double) != digest(0.0 * double)  # every bit counts
 
 
 @pytest.mark.parametrize("damage", [lambda b: b[:1000], lambda b: b"", lambda b: b"text" * 99])

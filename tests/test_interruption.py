@@ -1,0 +1,297 @@
+"""Killed at any instant, a computation resumes to the same bits (DESIGN section 3, resume).
+
+A server process imports the library once. For every run it forks a worker that sends itself SIGKILL
+at a given event of the interpreter (a call of a function, or its return), so that the instants are
+random, spread over everything that happens, saving included, and the same in every test run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import random
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+
+KILLS = 8
+POINTS, CHUNK = 12, 3
+EPOCHS, STEPS = 4, 3
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks a process that uses torch")
+
+SERVER = """
+import os, pickle, signal, sys
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import landscape_lib as ll
+from landscape_lib import surface_store
+
+torch.set_num_threads(1)
+surface_store.SECONDS_BETWEEN_SAVES = 0.0  # every chunk is saved
+counter = None
+
+
+def count():
+    if counter is not None:
+        os.write(counter, b".")
+
+
+def loss(output, target, reduction="mean"):
+    if reduction in {"none", "off", "no"}:  # a constant whose order depends on the process
+        count()
+    return F.cross_entropy(output, target, reduction=reduction)
+
+
+def training_loss(output, target):
+    if torch.is_grad_enabled():
+        count()
+    return F.cross_entropy(output, target)
+
+
+def build():
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.Dropout(0.2), nn.Flatten(),
+        nn.Linear(48, 3),
+    ).double()
+    data = SimpleNamespace(x=torch.randn(24, 1, 6, 6).double(), y=torch.arange(24) % 3)
+    return model, data
+
+
+def evaluate(method, path):
+    model, data = build()
+    center = ll.weights_of(model)
+    pair = ll.random_directions(center, 2, generator=torch.Generator().manual_seed(1))
+    plane = ll.Plane(center, pair, [-1.0, -0.5, 0.0, 0.5], [-1.0, 0.0, 1.0])
+    got = ll.evaluate(
+        model, plane, data, loss=loss, method=method, chunk_size=3, store=path, population=np.inf,
+        training=True, progress=False,
+    )
+    return {name: got[name].values for name in got.data_vars}
+
+
+def train(_, path):
+    model, data = build()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 12)
+    history = ll.train(
+        model, data, optimizer, epochs=4, batch_size=8, loss=training_loss, schedule=schedule,
+        augment=ll.training.crop_and_flip, test=data, record_every=5, checkpoint=path,
+        progress=False,
+    )
+    result = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
+    result["losses"] = np.array(history.batch_losses)
+    result["curves"] = history.curves().to_array().values
+    for step, point in zip(history.trajectory_steps, history.trajectory):
+        result |= {f"{name} after {step}": tensor.numpy() for name, tensor in point.items()}
+    return result
+
+
+def work(task, method, path, kill_at, counter_file, result_file):
+    global counter
+    counter = os.open(counter_file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    events = 0
+
+    def watch(frame, event, argument):
+        nonlocal events
+        events += 1
+        if events == kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.setprofile(watch)
+    result = {"evaluate": evaluate, "train": train}[task](method, path)
+    sys.setprofile(None)
+    with open(result_file, "wb") as file:
+        pickle.dump((events, result), file)
+
+
+# Once here, so that the workers' events are computing and saving, not importing.
+evaluate("loop", sys.argv[1] + "/loop.nc")
+evaluate("vmap", None)
+train("", sys.argv[1] + "/run.pt")
+print("ready", flush=True)
+for line in sys.stdin:
+    task, method, path, kill_at, *files = line.rstrip("\\n").split("\\t")
+    worker = os.fork()
+    if worker == 0:
+        code = 1
+        try:
+            work(task, method, path or None, int(kill_at), *files)
+            code = 0
+        finally:
+            os._exit(code)
+    print(os.waitstatus_to_exitcode(os.waitpid(worker, 0)[1]), flush=True)
+"""
+
+Result = dict[str, np.ndarray]
+
+
+class Server:
+    """Runs a task in a process of its own, to the end or to a given event."""
+
+    def __init__(self, process: subprocess.Popen[str], folder: Path) -> None:
+        self.process = process
+        self.folder = folder
+
+    def run(
+        self, task: str, method: str, path: Path | None, kill_at: int = 0
+    ) -> tuple[int, tuple[int, Result] | None]:
+        """Return how many times the loss was computed; and events and result if it lived."""
+        counter, result = self.folder / "counter", self.folder / "result.pkl"
+        counter.unlink(missing_ok=True)
+        fields = [task, method, path or "", kill_at, counter, result]
+        assert self.process.stdin is not None and self.process.stdout is not None
+        print(*fields, sep="\t", file=self.process.stdin, flush=True)
+        code = int(self.process.stdout.readline())
+        count = counter.stat().st_size
+        if code == -signal.SIGKILL:
+            return count, None
+        assert code == 0
+        return count, pickle.loads(result.read_bytes())
+
+
+@contextlib.contextmanager
+def started(folder: Path, hash_seed: int) -> Iterator[Server]:
+    # A process that has used a GPU cannot fork.
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "PYTHONHASHSEED": str(hash_seed)}
+    with subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-c", SERVER, str(folder)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment,
+    ) as process:
+        assert process.stdout is not None and process.stdout.readline() == "ready\n"
+        yield Server(process, folder)
+        assert process.stdin is not None
+        process.stdin.close()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with started(tmp_path_factory.mktemp("server"), hash_seed=1) as server:
+        yield server
+
+
+def assert_same_bits(first: Result, second: Result) -> None:
+    assert first.keys() == second.keys()
+    for name in first:
+        assert first[name].dtype == second[name].dtype
+        assert first[name].tobytes() == second[name].tobytes(), name
+
+
+@pytest.mark.parametrize("method", ["loop", "vmap"])
+def test_a_killed_evaluation_resumes_to_the_same_bits(method, server, tmp_path):
+    path = tmp_path / "surface.nc"
+    count, whole = server.run("evaluate", method, None)
+    assert whole is not None
+    _, expected = whole
+    chunks = POINTS if method == "loop" else POINTS // CHUNK
+    looks = count - chunks  # how often the loss is tried out before the first point
+    assert 0 <= looks <= 2
+    _, stored = server.run("evaluate", method, path)
+    assert stored is not None
+    total, result = stored
+    assert_same_bits(result, expected)
+    path.unlink()
+
+    draw = random.Random(f"evaluate {method}")
+    kills = computed = kills_now = 0
+    seen: set[int] = set()
+    while True:
+        # Uniform over a run from start to end; a resumed run is shorter and may get through.
+        kill_at = draw.randint(1, total) if kills < KILLS else 0
+        count, finished = server.run("evaluate", method, path, kill_at)
+        computed += max(0, count - looks)
+        if finished is not None:
+            assert_same_bits(finished[1], expected)
+            # A kill costs one chunk at most.
+            assert chunks <= computed <= chunks + kills_now
+            path.unlink()
+            computed = kills_now = 0
+            if kills == KILLS:
+                break
+            continue
+        kills += 1
+        kills_now += 1
+        # At every instant the file is whole, or not there yet.
+        if path.exists():
+            with xr.open_dataset(path, engine="h5netcdf") as dataset:
+                done = dataset["done"].values.astype(bool)
+                values = dataset["values"].values
+            seen.add(int(done.sum()))
+            assert np.isnan(values[~done]).all()
+            loss = values[:, 0] / 24
+            assert loss[done].tobytes() == expected["loss"].ravel()[done].tobytes()
+    assert len(seen) > 1  # it was killed at different stages
+
+
+def test_a_killed_training_resumes_to_the_same_bits(server, tmp_path):
+    path = tmp_path / "run.pt"
+    count, whole = server.run("train", "", None)
+    assert whole is not None and count == EPOCHS * STEPS
+    _, expected = whole
+    _, stored = server.run("train", "", path)
+    assert stored is not None
+    total, result = stored
+    assert_same_bits(result, expected)
+    path.unlink()
+
+    draw = random.Random("train")
+    kills = kills_now = computed = 0
+    seen: set[int] = set()
+    while True:
+        kill_at = draw.randint(1, total) if kills < KILLS else 0
+        count, finished = server.run("train", "", path, kill_at)
+        computed += count
+        if finished is not None:
+            assert_same_bits(finished[1], expected)
+            # A kill costs one epoch at most.
+            assert EPOCHS * STEPS <= computed <= (EPOCHS + kills_now) * STEPS
+            path.unlink()
+            computed = kills_now = 0
+            if kills == KILLS:
+                break
+            continue
+        kills += 1
+        kills_now += 1
+        if path.exists():
+            checkpoint = torch.load(path, weights_only=True)
+            seen.add(len(checkpoint["history"]["epochs"]))
+    assert len(seen) > 1
+
+
+def test_another_process_goes_on_where_one_was_killed(server, tmp_path):
+    # Nothing in a fingerprint depends on the process: not its hash seed, not its addresses.
+    surface, run = tmp_path / "surface.nc", tmp_path / "run.pt"
+    halfway = {}
+    for task, method, path in (("evaluate", "loop", surface), ("train", "", run)):
+        count, whole = server.run(task, method, path)
+        assert whole is not None
+        path.unlink()
+        events, expected = whole
+        first, finished = server.run(task, method, path, kill_at=events * 3 // 4)
+        assert finished is None and path.exists()
+        halfway[task] = count, first, expected
+    (tmp_path / "other").mkdir()
+    with started(tmp_path / "other", hash_seed=2) as other:
+        for task, method, path in (("evaluate", "loop", surface), ("train", "", run)):
+            count, first, expected = halfway[task]
+            second, finished = other.run(task, method, path)
+            assert finished is not None
+            assert_same_bits(finished[1], expected)
+            assert second < count and first + second >= count  # it did not start afresh
