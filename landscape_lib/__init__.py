@@ -6,16 +6,18 @@ import importlib
 from typing import Any
 
 from landscape_lib import data, directions, models, results, runtime, slices, training, weights
+from landscape_lib.checkpoint import CheckpointMismatch, History
 from landscape_lib.directions import pca_directions, random_direction, random_directions
 from landscape_lib.evaluate import evaluate
 from landscape_lib.slices import Line, Plane, Slice
 from landscape_lib.surface_store import StoreMismatch
-from landscape_lib.training import History, train
+from landscape_lib.training import train
 from landscape_lib.weights import Weights, load_weights, weights_of
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "CheckpointMismatch",
     "History",
     "Line",
     "Plane",

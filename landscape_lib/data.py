@@ -12,6 +12,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from numbers import Integral
 from pathlib import Path
 
 import torch
@@ -150,7 +151,7 @@ def load(
         FileNotFoundError: the data set is nowhere; the message names every way to get it.
         ValueError: an argument is not one of the above, or a file is truncated or corrupt.
     """
-    if name not in FACTS:
+    if not isinstance(name, str) or name not in FACTS:
         raise ValueError(f"name: expected one of {', '.join(map(repr, FACTS))}, got {name!r}")
     if split not in ("train", "test"):
         raise ValueError(f"split: expected 'train' or 'test', got {split!r}")
@@ -236,8 +237,9 @@ def _download(facts: Facts, name: str, split: str, cache: Path) -> Images:
 
 
 def _choose(samples: int, available: int, seed: int) -> Tensor:
-    if not 1 <= samples <= available:
-        raise ValueError(f"samples: expected 1 to {available:,} (all there are), got {samples:,}")
+    whole = isinstance(samples, Integral) and not isinstance(samples, bool)
+    if not whole or not 1 <= samples <= available:
+        raise ValueError(f"samples: expected 1 to {available:,} (all there are), got {samples!r}")
     return torch.randperm(available, generator=runtime.generator(seed))[:samples]
 
 

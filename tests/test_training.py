@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from torch.optim import lr_scheduler
 
 import landscape_lib as ll
+from landscape_lib.checkpoint import CheckpointMismatch
 from landscape_lib.fingerprint import digest
 from landscape_lib.runtime import generator
-from landscape_lib.training import CheckpointMismatch, crop_and_flip, score
+from landscape_lib.training import crop_and_flip, score
 
 EPOCHS, STEPS = 5, 4  # 26 samples in batches of 8: the last batch is short
 
