@@ -1,0 +1,163 @@
+"""The state of a training run: its history, and the file from which it resumes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from torch.utils._pytree import tree_map
+
+from landscape_lib import runtime
+from landscape_lib.fingerprint import Fingerprint, describe_callable, differences, digest
+from landscape_lib.weights import Weights, weights_of
+
+
+class CheckpointMismatch(ValueError):
+    """The checkpoint at this path belongs to another run, or cannot be read."""
+
+
+@dataclass
+class History:
+    """What happened during training.
+
+    Attributes:
+        batch_losses: loss of each minibatch, one per step, before the step was taken.
+        epochs: per-epoch records: ``epoch`` (1, 2, ...), ``learning_rate``, ``train_loss`` (mean of
+            the epoch's minibatch losses) and, with a test set, ``test_loss`` and metrics.
+        trajectory: weights every ``record_every`` steps, the initial and the last ones included.
+        trajectory_steps: the step after which each point of the trajectory was recorded.
+        seconds: time spent, summed over all resumed parts.
+    """
+
+    batch_losses: list[float] = field(default_factory=list)
+    epochs: list[dict[str, float]] = field(default_factory=list)
+    trajectory: list[Weights] = field(default_factory=list)
+    trajectory_steps: list[int] = field(default_factory=list)
+    seconds: float = 0.0
+
+    def curves(self) -> xr.Dataset:
+        """Return the per-epoch records as a dataset over ``epoch``.
+
+        Raises:
+            ValueError: there are none.
+        """
+        if not self.epochs:
+            raise ValueError("epochs: expected at least one finished epoch, got none")
+        columns = {name: [row[name] for row in self.epochs] for name in self.epochs[0]}
+        epoch = np.array(columns.pop("epoch"), dtype=int)
+        return xr.Dataset(
+            {name: ("epoch", np.array(column)) for name, column in columns.items()},
+            coords={"epoch": epoch},
+        )
+
+
+@dataclass
+class Run:
+    """One training run: everything that a checkpoint must hold."""
+
+    model: nn.Module
+    optimizer: Optimizer
+    schedule: LRScheduler | None
+    generator: torch.Generator
+    history: History
+    fingerprint: Fingerprint = field(default_factory=dict)
+
+    def step(self, x: Tensor, y: Tensor, loss: Callable[[Any, Any], Tensor]) -> None:
+        """Let the optimiser take one step on a batch, and note the batch's loss before it."""
+
+        def closure() -> Tensor:
+            self.optimizer.zero_grad()
+            value = loss(self.model(x), y)
+            if not isinstance(value, Tensor) or value.dim() > 0:
+                given = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+                raise TypeError(f"loss: expected it to return a scalar tensor, got {given}")
+            value.backward()
+            return value
+
+        # Some optimisers evaluate the closure several times; the first value is the loss at the
+        # weights before the step, and that is what step() returns.
+        take_step: Callable[..., Any] = self.optimizer.step
+        value = take_step(closure)
+        self.history.batch_losses.append(float(value.detach()))
+
+    def record(self, step: int) -> None:
+        """Add the present weights to the trajectory."""
+        self.history.trajectory.append(weights_of(self.model))
+        self.history.trajectory_steps.append(step)
+
+    def describe(
+        self, data: Any, test: Any, loss: Any, augment: Any, settings: dict[str, Any]
+    ) -> None:
+        """Take the fingerprint of all that the run depends on; ask before the first step."""
+        groups = [group | {"params": len(group["params"])} for group in self.optimizer.param_groups]
+        schedule = {} if self.schedule is None else self.schedule.state_dict()
+        functions = getattr(self.schedule, "lr_lambdas", [])
+        self.fingerprint = {
+            "initial weights": digest(dict(self.model.state_dict())),
+            "architecture": digest(repr(self.model)),
+            "data": digest([data.x, data.y]),
+            "test": digest([getattr(test, name, type(test).__name__) for name in ("x", "y")]),
+            "loss": describe_callable(loss),
+            "augment": describe_callable(augment) if augment else "None",
+            "optimizer": f"{type(self.optimizer).__name__} {digest(groups)}",
+            "schedule": f"{type(self.schedule).__name__} "
+            + digest([schedule, [describe_callable(function) for function in functions]]),
+        } | {name: repr(value) for name, value in settings.items()}
+
+    def save(self, path: Path) -> None:
+        """Write the checkpoint and put it in place."""
+        state = {
+            "fingerprint": self.fingerprint,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": None if self.schedule is None else self.schedule.state_dict(),
+            "generator": self.generator.get_state(),
+            "random_state": torch.get_rng_state(),
+            "cuda_random_state": torch.cuda.get_rng_state_all(),
+            "history": vars(self.history),
+        }
+        # A learning rate of numpy's, say from np.geomspace, could be written but not read again.
+        state = tree_map(lambda v: v.item() if isinstance(v, np.generic) else v, state)
+        with runtime.atomic_path(path) as temporary:
+            torch.save(state, temporary)
+
+    def resume(self, path: Path) -> None:
+        """Go back to the checkpoint, if there is one.
+
+        Raises:
+            CheckpointMismatch: it cannot be read, or belongs to another run.
+        """
+        if not path.exists():
+            return
+        try:
+            device = next(self.model.parameters()).device
+            # Random states must stay on the CPU; tensors of the model are copied into place.
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            changed = differences(state["fingerprint"], self.fingerprint)
+        except Exception as error:
+            raise CheckpointMismatch(
+                f"checkpoint: {path} cannot be read ({error}); it was left untouched: "
+                f"move it away or choose another path"
+            ) from error
+        if changed:
+            raise CheckpointMismatch(
+                f"checkpoint: {path} belongs to another run: {', '.join(changed)} differ(s); "
+                f"it was left untouched: move it away or choose another path"
+            )
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.schedule is not None:
+            self.schedule.load_state_dict(state["schedule"])
+        self.generator.set_state(state["generator"])
+        torch.set_rng_state(state["random_state"])
+        if device.type == "cuda":
+            torch.cuda.set_rng_state_all(state["cuda_random_state"])
+        self.history = History(**state["history"])
