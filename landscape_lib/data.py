@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from numbers import Integral
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -236,7 +237,7 @@ def _download(facts: Facts, name: str, split: str, cache: Path) -> Images:
         return found
 
 
-def _choose(samples: int, available: int, seed: int) -> Tensor:
+def _choose(samples: Any, available: int, seed: int) -> Tensor:
     whole = isinstance(samples, Integral) and not isinstance(samples, bool)
     if not whole or not 1 <= samples <= available:
         raise ValueError(f"samples: expected 1 to {available:,} (all there are), got {samples!r}")
