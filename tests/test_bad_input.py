@@ -477,7 +477,7 @@ CASES: dict[str, Case] = {
     "data: a subset larger than the whole": (
         lambda: ll.data.load("digits", "test", samples=1000),
         ValueError,
-        r"samples: expected 1 to 360 \(all there are\), got 1,000",
+        r"samples: expected 1 to 360 \(all there are\), got 1000",
     ),
     "data: a device that is not there": (
         lambda: ll.data.load("digits", "test", device="tpu9"),
