@@ -112,16 +112,19 @@ def write_index(book: Path) -> Path:
         "| figure | where | in the source | here | cost | finding |",
         "|---|---|---|---|---|---|",
     ]
+    to_come = []
     for figure, chapter in FIGURES.items():
         record = findings.get(figure)
         if record is None:
-            lines.append(f"| {figure} | chapter {chapter}, in preparation | | | | |")
+            to_come.append(f"{figure} (chapter {chapter})")
         else:
             r = {field: text.replace("|", r"\|") for field, text in record.items()}
             lines.append(
                 f"| {figure} | [chapter {chapter}]({r['link']}) | {r['paper']} | {r['here']} "
                 f"| {r['cost']} | **{r['verdict']}**: {r['measured']} |"
             )
+    if to_come:
+        lines += ["", f"In preparation: {', '.join(to_come)}."]
     path = book / "figures.md"
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return path
