@@ -10,7 +10,17 @@ import torch
 from torch import Tensor
 
 from landscape_lib.slices import check_weights
-from landscape_lib.weights import Weights, check_like, flatten, float64, unflatten
+from landscape_lib.weights import (
+    Weights,
+    check_like,
+    combine,
+    dot,
+    flatten,
+    float64,
+    norm,
+    subtract,
+    unflatten,
+)
 
 NORMALIZATIONS = ("filter", "layer", None)
 
@@ -160,6 +170,38 @@ def pca_directions(trajectory: Sequence[Weights], k: int = 2) -> tuple[list[Weig
 def _check_count(name: str, value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
         raise ValueError(f"{name}: expected a whole number of at least 1, got {value!r}")
+
+
+def project_on_line(
+    trajectory: Sequence[Weights], start: Weights, end: Weights
+) -> tuple[list[float], list[float]]:
+    """Say how far each point of a trajectory is from the line through two weight vectors.
+
+    Args:
+        trajectory: weight vectors.
+        start: the line's point at alpha = 0.
+        end: the line's point at alpha = 1.
+
+    Returns:
+        For each point alpha of the foot of its perpendicular on the line, and its distance from
+        the line in units of the line's length.
+
+    Raises:
+        ValueError: names or shapes differ, or ``end`` equals ``start``.
+    """
+    check_like(end, start, "end", "start")
+    direction = subtract(end, start)
+    length = norm(direction)
+    if length == 0:
+        raise ValueError("end: equals start, so there is no line between them")
+    feet, distances = [], []
+    for step, point in enumerate(trajectory):
+        check_like(point, start, f"trajectory[{step}]", "start")
+        offset = subtract(point, start)
+        foot = dot(offset, direction) / length**2
+        feet.append(foot)
+        distances.append(norm(combine((offset, direction), (1.0, -foot))) / length)
+    return feet, distances
 
 
 def _draw(weights: Weights, ignore_1d: bool, generator: torch.Generator | None) -> Weights:

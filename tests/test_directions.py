@@ -380,3 +380,15 @@ def test_a_trajectory_must_span_the_directions_asked_for():
         ll.pca_directions(points, 3)
     with pytest.raises(ValueError, match=r"trajectory: spans fewer than 1 direction"):
         ll.pca_directions([points[0]] * 4, 1)
+
+
+def test_the_foot_of_a_perpendicular_and_its_length():
+    start = {"w": torch.tensor([1.0, 1.0, 0.0]).double()}
+    end = {"w": torch.tensor([1.0, 3.0, 0.0]).double()}  # a line of length 2 along the second axis
+    points = [start, end, {"w": torch.tensor([4.0, 2.0, 4.0]).double()}]
+    foot, distance = ll.directions.project_on_line(points, start, end)
+    assert foot == pytest.approx([0.0, 1.0, 0.5]) and distance == pytest.approx([0.0, 0.0, 2.5])
+    with pytest.raises(ValueError, match="end: equals start"):
+        ll.directions.project_on_line(points, start, start)
+    with pytest.raises(ValueError, match=r"trajectory\[1\]: names differ"):
+        ll.directions.project_on_line([start, {"v": start["w"]}], start, end)
