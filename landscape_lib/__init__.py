@@ -5,10 +5,22 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from landscape_lib import data, directions, models, results, runtime, slices, training, weights
+from landscape_lib import (
+    batchnorm,
+    data,
+    directions,
+    models,
+    results,
+    runtime,
+    slices,
+    training,
+    weights,
+)
 from landscape_lib.checkpoint import CheckpointMismatch, History
+from landscape_lib.cost import Cost, cost
 from landscape_lib.directions import pca_directions, random_direction, random_directions
 from landscape_lib.evaluate import evaluate
+from landscape_lib.refine import refine
 from landscape_lib.slices import Line, Plane, Slice
 from landscape_lib.surface_store import StoreMismatch
 from landscape_lib.training import train
@@ -18,12 +30,15 @@ __version__ = "0.1.0"
 
 __all__ = [
     "CheckpointMismatch",
+    "Cost",
     "History",
     "Line",
     "Plane",
     "Slice",
     "StoreMismatch",
     "Weights",
+    "batchnorm",
+    "cost",
     "data",
     "directions",
     "evaluate",
@@ -34,6 +49,7 @@ __all__ = [
     "plots",
     "random_direction",
     "random_directions",
+    "refine",
     "results",
     "runtime",
     "slices",

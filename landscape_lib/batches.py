@@ -61,6 +61,48 @@ def read_batches(
     return batches, sum(batch.size for batch in batches)
 
 
+FIRST_STAGE = 256
+
+
+def read_stages(
+    data: Any, samples: int | None, tolerance: float | None, batch_size: int, seed: int
+) -> tuple[list[list[Batch]], int]:
+    """Read ``data`` as stages, of which later ones are only needed for more certainty.
+
+    Args:
+        data: as for :func:`read_batches`.
+        samples: largest number of samples to use; all if ``None``.
+        tolerance: without one there is a single stage; with one the first stage is a random subset
+            of 256, and each later one doubles what came before.
+        batch_size: samples per batch.
+        seed: of the order in which samples are taken.
+
+    Returns:
+        Lists of batches, and the number of samples in all of ``data``.
+
+    Raises:
+        ValueError: as :func:`read_batches`, or a tolerance with an iterable of batches.
+    """
+    if tolerance is None:
+        batches, total = read_batches(data, samples, batch_size, seed)
+        return [batches], total
+    if not (hasattr(data, "x") and hasattr(data, "y")):
+        raise ValueError("tolerance: needs data with x and y, not an iterable of batches")
+    total = _common_length(data.x, data.y)
+    if samples is not None:
+        check_count("samples", samples, most=total)
+    order = torch.randperm(total, generator=generator(seed))[:samples]
+    ends = [min(FIRST_STAGE, len(order))]
+    while ends[-1] < len(order):
+        ends.append(min(2 * ends[-1], len(order)))
+    stages = []
+    for start, end in zip([0, *ends], ends, strict=False):
+        chosen = order[start:end]
+        x, y = (tree_map(lambda t, c=chosen: t[c.to(t.device)], side) for side in (data.x, data.y))
+        stages.append(_split(x, y, end - start, None, batch_size, seed))
+    return stages, total
+
+
 def check_count(name: str, value: Any, most: int | None = None) -> None:
     """Raise a ``ValueError`` unless ``value`` is a whole number from 1 to ``most``."""
     whole = isinstance(value, Integral) and not isinstance(value, bool)
@@ -87,6 +129,15 @@ def move(
         return tensor
 
     return Batch(tree_map(move_tensor, batch.x), tree_map(move_tensor, batch.y), batch.size)
+
+
+def own(batch: Batch) -> Batch:
+    """Return the batch with tensors that share memory with no other."""
+
+    def clone(value: Any) -> Any:
+        return value.clone() if isinstance(value, Tensor) else value
+
+    return Batch(tree_map(clone, batch.x), tree_map(clone, batch.y), batch.size)
 
 
 def reads_channels_last(model: nn.Module, x: Any) -> bool:

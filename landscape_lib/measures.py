@@ -104,7 +104,7 @@ class Measures:
 
 
 def mean_and_error(
-    sums: NDArray[np.float64], samples: int, population: float
+    sums: NDArray[np.float64], samples: NDArray[np.float64] | float, population: float
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Turn sums into means and standard errors of the mean.
 
@@ -114,23 +114,22 @@ def mean_and_error(
 
     Args:
         sums: shape (..., 2), as from :meth:`Measures.sums`.
-        samples: n.
+        samples: n, one number or shape (...).
         population: N; ``math.inf`` for the distribution that the data came from.
 
     Returns:
         Means and standard errors, shape (...).
     """
-    mean = sums[..., 0] / samples
-    if samples >= population:
-        return mean, np.where(np.isfinite(mean), 0.0, np.nan)
-    if samples < 2:
-        return mean, np.full_like(mean, np.nan)
-    correction = 1.0 if math.isinf(population) else (population - samples) / (population - 1)
-    with np.errstate(invalid="ignore", over="ignore"):
-        variance = (sums[..., 1] - samples * mean**2) / (samples - 1)
+    n = np.asarray(samples, dtype=np.float64)
+    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+        mean = sums[..., 0] / n
+        correction = 1.0 if math.isinf(population) else (population - n) / max(population - 1, 1)
+        variance = (sums[..., 1] - n * mean**2) / (n - 1)
         # Rounding can leave a tiny negative variance where all samples agree.
         variance = np.where(variance < 0, 0.0, variance)
-        return mean, np.sqrt(variance / samples * correction)
+        error = np.sqrt(variance / n * correction)
+    everything = (n >= population) & np.isfinite(mean)
+    return mean, np.where(everything, 0.0, np.where(n > 1, error, np.nan))
 
 
 def _is_classification(output: Any, target: Any) -> bool:

@@ -1,0 +1,159 @@
+"""What batch norm does at a point of a slice: four policies, four different functions.
+
+A batch-norm layer divides by statistics of its input. Away from the weights at which they were
+measured these statistics no longer fit, and it has to be said which ones are used:
+
+``frozen``
+    the running statistics of the model, at every point (Li et al., 2018, random directions);
+``interpolated``
+    running statistics that move along the slice as the weights do (Li et al., between two models);
+``reestimated``
+    statistics measured anew at each point, over one fixed subset of the data;
+``batch``
+    those of the batch being evaluated, as in training (MPO paper).
+
+The last two make the loss indifferent to the scale of the weights before the layer; the first two
+do not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from landscape_lib.weights import Weights, check_like
+
+POLICIES = ("frozen", "interpolated", "reestimated", "batch")
+
+# Extrapolated variances can fall below zero, where batch norm gives NaN.
+SMALLEST_VARIANCE = 1e-12
+
+
+def layers(model: nn.Module) -> dict[str, _BatchNorm]:
+    """Return the batch-norm layers of a model that keep running statistics, by name."""
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, _BatchNorm) and module.running_mean is not None
+    }
+
+
+def statistics_of(model: nn.Module) -> Weights:
+    """Return copies of the running means and variances of a model, by buffer name."""
+    found = {}
+    for name, layer in layers(model).items():
+        prefix = f"{name}." if name else ""
+        assert layer.running_mean is not None and layer.running_var is not None
+        found[f"{prefix}running_mean"] = layer.running_mean.detach().clone()
+        found[f"{prefix}running_var"] = layer.running_var.detach().clone()
+    return found
+
+
+def statistics_along(basis: Sequence[Weights], coefficients: Tensor) -> Weights:
+    """Return the interpolated statistics at some points, variances kept above 0.
+
+    Args:
+        basis: statistics for each of the m vectors of the slice's basis, as from
+            :func:`statistics_of`.
+        coefficients: shape (k, m), of the points in that basis.
+
+    Returns:
+        One tensor of shape (k, ...) per statistic.
+    """
+    mixed = {}
+    for name in basis[0]:
+        stacked = torch.stack([vector[name] for vector in basis])
+        mixed[name] = torch.tensordot(coefficients.to(stacked), stacked, dims=1)
+        if name.endswith("running_var"):
+            mixed[name] = mixed[name].clamp(min=SMALLEST_VARIANCE)
+    return mixed
+
+
+def clamped(basis: Sequence[Weights], coefficients: Tensor) -> Tensor:
+    """Say at which points a variance had to be clamped, shape (k,) of bool."""
+    found = torch.zeros(len(coefficients), dtype=torch.bool)
+    for name in basis[0]:
+        if name.endswith("running_var"):
+            stacked = torch.stack([vector[name] for vector in basis])
+            variances = torch.tensordot(coefficients.to(stacked), stacked, dims=1)
+            found |= (variances < SMALLEST_VARIANCE).flatten(1).any(dim=1).cpu()
+    return found
+
+
+def check_statistics(
+    model: nn.Module, statistics: Sequence[Weights] | None, policy: str, vectors: int
+) -> Sequence[Weights]:
+    """Raise a clear error unless the statistics fit the policy, the model and the slice.
+
+    Args:
+        model: whose batch-norm layers say what is expected.
+        statistics: what the caller gave.
+        policy: one of ``POLICIES``.
+        vectors: number of vectors in the basis of the slice.
+    """
+    if policy != "interpolated":
+        if statistics is not None:
+            raise ValueError(f"statistics: only for batchnorm='interpolated', got with {policy!r}")
+        return ()
+    if statistics is None or len(statistics) != vectors:
+        raise ValueError(
+            f"statistics: batchnorm='interpolated' needs running statistics for each of the "
+            f"{vectors} vectors of the slice's basis (for a line between two models: "
+            f"[batchnorm.statistics_of(first), batchnorm.statistics_of(second)]), "
+            f"got {'none' if statistics is None else len(statistics)}"
+        )
+    reference = statistics_of(model)
+    if not reference:
+        raise ValueError("batchnorm: 'interpolated' needs a model with batch-norm layers")
+    for k, vector in enumerate(statistics):
+        check_like(vector, reference, f"statistics[{k}]", "the model's running statistics")
+    return statistics
+
+
+def load_statistics(model: nn.Module, statistics: Weights) -> None:
+    """Copy running statistics into a model, in place."""
+    buffers = dict(model.named_buffers())
+    for name, tensor in statistics.items():
+        buffers[name].copy_(tensor)
+
+
+def follow_running_statistics(model: nn.Module) -> None:
+    """Put every batch-norm layer in eval mode, in place, whatever the mode of the model."""
+    for layer in layers(model).values():
+        layer.eval()
+
+
+def use_batch_statistics(model: nn.Module) -> None:
+    """Make every batch-norm layer normalise by its own batch, in place, in eval mode too."""
+    for layer in layers(model).values():
+        layer.track_running_stats = False
+        layer.running_mean = layer.running_var = layer.num_batches_tracked = None
+
+
+@torch.no_grad()
+def reestimate(model: nn.Module, inputs: Iterable[Any]) -> None:
+    """Measure the running statistics of a model anew, in place, as averages over all batches.
+
+    Only batch-norm layers run in training mode meanwhile; dropout keeps the mode that it has.
+
+    Args:
+        model: whose batch-norm layers are changed.
+        inputs: batches of inputs.
+    """
+    found = layers(model)
+    before = [(layer, layer.training, layer.momentum) for layer in found.values()]
+    for layer in found.values():
+        layer.reset_running_stats()
+        layer.momentum = None  # a cumulative average, every batch with equal weight
+        layer.train()
+    try:
+        for x in inputs:
+            model(x)
+    finally:
+        for layer, training, momentum in before:
+            layer.train(training)
+            layer.momentum = momentum

@@ -1,0 +1,117 @@
+"""Chunks of points on any ``concurrent.futures.Executor``: processes, threads, Dask, MPI.
+
+The model and the data travel once per worker, through a file that every worker of the same machine
+or of a shared file system reads on its first chunk; on a Dask cluster through Dask's own
+``scatter``. After that a task is a handful of indices.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import tempfile
+import threading
+from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, wait
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+Indices = NDArray[np.int64]
+Values = NDArray[np.float64]
+
+
+class Runnable(Protocol):
+    """What a task must be able to do."""
+
+    def run(self, indices: Indices) -> Values:
+        """Return the values at some points."""
+
+
+_local = threading.local()
+
+
+def run_chunks(
+    executor: Executor, task: Runnable, chunks: list[Indices]
+) -> Iterator[tuple[Indices, Values]]:
+    """Run a task on chunks of points and yield ``(indices, values)`` as they finish.
+
+    Each worker uses one thread: with as many workers as cores that is the fastest, and a point's
+    numbers do not depend on how many workers there are.
+
+    Args:
+        executor: any executor; workers must be able to import this library.
+        task: it is pickled, by cloudpickle where that is installed.
+        chunks: arrays of indices.
+
+    Raises:
+        TypeError: the task cannot be sent to another process.
+        BrokenExecutor: a worker died and the executor cannot replace it (a process pool cannot).
+    """
+    with _shipped(executor, task) as (key, parcel):
+        waiting: set[Future[Values]] = set()
+        at: dict[Future[Values], Indices] = {}
+        try:
+            for chunk in chunks:
+                future = executor.submit(_run_on_worker, key, parcel, chunk)
+                at[future] = chunk
+                waiting.add(future)
+            while waiting:
+                finished, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+                for future in finished:
+                    yield at.pop(future), future.result()
+        except BrokenExecutor as error:
+            error.add_note(
+                "landscape_lib.evaluate: a worker died and this executor cannot go on. Points that "
+                "were finished are in the store, if one was given: call again with a new executor."
+            )
+            raise
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+@contextlib.contextmanager
+def _shipped(executor: Executor, task: Runnable) -> Iterator[tuple[str, Any]]:
+    """Put the task where workers can fetch it; give its key and the parcel to send with chunks."""
+    try:
+        import cloudpickle as pickler
+    except ImportError:
+        pickler = pickle
+    try:
+        content = pickler.dumps(task)
+    except Exception as error:
+        raise TypeError(
+            f"executor: model, loss, metrics and data must be picklable to travel to workers: "
+            f"{error}. Define them in a module, or install cloudpickle"
+        ) from error
+    key = f"{os.getpid()}-{id(task)}-{os.urandom(8).hex()}"
+    client = getattr(executor, "_client", None)
+    if client is not None and hasattr(client, "scatter"):  # distributed.cfexecutor.ClientExecutor
+        yield key, client.scatter(content, broadcast=True)
+        return
+    handle, name = tempfile.mkstemp(prefix="landscape-", suffix=".task")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+        yield key, Path(name)
+    finally:
+        Path(name).unlink(missing_ok=True)
+
+
+def _run_on_worker(key: str, parcel: Any, indices: Indices) -> Values:
+    """Run a chunk; the task is unpacked once per thread of each worker and then kept."""
+    if getattr(_local, "key", None) != key:
+        content = parcel.read_bytes() if isinstance(parcel, Path) else parcel
+        _local.task, _local.key = pickle.loads(content), key
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        values: Values = _local.task.run(indices)
+    finally:
+        torch.set_num_threads(threads)
+    return values

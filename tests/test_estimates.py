@@ -1,0 +1,142 @@
+"""Evaluating less than everything: tolerance, chosen points, refinement, and its cost."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from cases import CASES
+from test_evaluate import make_plane
+from torch import nn
+
+import landscape_lib as ll
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """A small network on digits, a line through it, and the loss on all of the training set."""
+    data = ll.data.load("digits", "train", dtype=torch.float64)
+    model = ll.models.mlp(64, hidden=(16,), seed=0).double()
+    start = ll.weights_of(model)
+    ll.train(model, data, torch.optim.Adam(model.parameters(), lr=1e-2), epochs=5)
+    line = ll.Line.between(start, ll.weights_of(model), np.arange(11) / 10)
+    return model, line, data, ll.evaluate(model, line, data)
+
+
+def test_stated_intervals_cover_the_value_of_all_data_as_often_as_they_claim(trained):
+    model, line, data, full = trained
+    runs = 60
+    hits = np.zeros(len(line))
+    for seed in range(runs):
+        part = ll.evaluate(model, line, data, samples=200, seed=seed)
+        hits += np.abs(part.loss - full.loss).values <= 1.96 * part.loss_se.values
+    # Binomial: 95 % of 60 runs is 57 +- 1.7 at each point; losses are skewed, so a little less.
+    assert 0.85 <= (hits / runs).min() and 0.90 <= (hits / runs).mean() <= 0.99
+
+
+def test_tolerance_is_met_with_no_more_samples_than_needed(trained):
+    model, line, data, full = trained
+    got = ll.evaluate(model, line, data, tolerance=0.02)
+    assert (got.loss_se <= 0.02).all() and (got.accuracy_se <= 0.02).all()
+    assert set(np.unique(got.samples)) <= {256, 512, 1024, 1437}
+    assert got.samples.min() < 1437
+    # At each point: half as many samples would not have been enough.
+    for point in range(len(line)):
+        n = int(got.samples[point])
+        if n > 256:
+            order = torch.randperm(1437, generator=torch.Generator().manual_seed(0))
+            half = order[: {512: 256, 1024: 512, 1437: 1024}[n]]
+            subset = type("Half", (), {"x": data.x[half], "y": data.y[half]})
+            small = ll.evaluate(model, line, subset, points=[point], population=math.inf)
+            shrink = math.sqrt((1437 - len(half)) / 1436)
+            worst = max(float(small.loss_se[point]), float(small.accuracy_se[point]))
+            assert worst * shrink > 0.02
+
+
+def test_a_tolerance_out_of_reach_uses_all_data_and_is_then_exact(trained):
+    model, line, data, full = trained
+    got = ll.evaluate(model, line, data, tolerance=1e-9)
+    assert (got.samples == 1437).all() and (got.loss_se == 0).all()
+    np.testing.assert_allclose(got.loss, full.loss, rtol=1e-12)
+
+
+@pytest.mark.parametrize("method", ["loop", "vmap"])
+def test_tolerance_is_the_same_by_both_methods(trained, method):
+    model, line, data, _ = trained
+    a = ll.evaluate(model, line, data, tolerance=0.02, method=method, chunk_size=4)
+    b = ll.evaluate(model, line, data, tolerance=0.02, method="loop")
+    assert (a.samples == b.samples).all()
+    np.testing.assert_allclose(a.loss, b.loss, rtol=1e-10)
+
+
+def test_only_the_chosen_points_are_evaluated_and_stores_add_up(tmp_path):
+    model, data = CASES["mlp"].build()
+    plane = make_plane(model)
+    whole = ll.evaluate(model, plane, data)
+    store = tmp_path / "surface.nc"
+    part = ll.evaluate(model, plane, data, points=[1, 4], store=store)
+    assert np.isfinite(part.loss.values.ravel()).nonzero()[0].tolist() == [1, 4]
+    assert part.samples.values.ravel().tolist() == [0, 23, 0, 0, 23, 0]
+    rest = ll.evaluate(model, plane, data, store=store)
+    assert rest.loss.equals(whole.loss)
+    for bad in ([], [6], [-1], [0.5], 3):
+        with pytest.raises(ValueError, match="points: expected"):
+            ll.evaluate(model, plane, data, points=bad)
+
+
+class Bumps(nn.Module):
+    """A two-weight model whose loss is smooth, with one sharp hill."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.zeros(2, dtype=torch.float64))
+
+    def forward(self, x):
+        hill = torch.exp(-40 * ((self.w - 0.3) ** 2).sum())
+        return x * (1 + 0.3 * (self.w**2).sum() + hill)
+
+
+def test_refinement_measures_where_the_surface_bends_and_states_its_error():
+    data = type("One", (), {"x": torch.ones(1, 1).double(), "y": torch.zeros(1, 1).double()})
+    axis = np.linspace(-1, 1, 65)
+    units = [{"w": torch.tensor(u).double()} for u in ([1.0, 0.0], [0.0, 1.0])]
+    plane = ll.Plane({"w": torch.zeros(2).double()}, units, axis, axis)
+    full = ll.evaluate(Bumps(), plane, data, loss=F.mse_loss)
+    got = ll.refine(Bumps(), plane, data, loss=F.mse_loss, tolerance=0.01)
+    error = np.abs(got.loss - full.loss)
+    assert got.loss.where(got.measured).equals(full.loss.where(got.measured))
+    assert float(error.max()) < 0.05
+    assert got.attrs["refine_measured"] == int(got.measured.sum()) < full.loss.size / 4
+    assert 0 < got.attrs["refine_error"] <= float(error.max()) * (1 + 1e-9)
+    near = got.measured.sel(alpha=slice(0.1, 0.5), beta=slice(0.1, 0.5)).mean()
+    far = got.measured.sel(alpha=slice(-1, -0.3), beta=slice(-1, -0.3)).mean()
+    assert float(near) > 3 * float(far)
+    assert np.isnan(got.loss_se.where(~got.measured)).all()
+
+
+def test_refinement_of_a_line_with_a_tiny_tolerance_measures_everything():
+    data = type("One", (), {"x": torch.ones(1, 1).double(), "y": torch.zeros(1, 1).double()})
+    line = ll.Line(
+        {"w": torch.zeros(2).double()}, {"w": torch.ones(2).double()}, np.linspace(-1, 1, 18)
+    )
+    full = ll.evaluate(Bumps(), line, data, loss=F.mse_loss)
+    got = ll.refine(Bumps(), line, data, loss=F.mse_loss, tolerance=1e-12)
+    assert got.measured.all() and got.loss.equals(full.loss)
+    assert math.isnan(got.attrs["refine_error"])
+
+
+def test_cost_counts_every_multiplication_once():
+    data = ll.data.load("digits", "test")
+    model = ll.models.mlp(64, hidden=(16,), classes=10)
+    line = ll.Line(ll.weights_of(model), ll.weights_of(model), np.arange(5.0))
+    cost = ll.cost(model, line, data, samples=100, gpu="A100")
+    assert cost.flops_per_sample == 2 * (64 * 16 + 16 * 10)
+    assert cost.flops == 5 * 100 * cost.flops_per_sample
+    assert cost.seconds == pytest.approx(cost.flops / (0.3 * 19.5e12))
+    here = ll.cost(model, line, data)
+    assert here.samples == 360 and here.seconds > 0 and "points" in str(here)
+    with pytest.raises(ValueError, match="gpu: expected one of .*'T4'.*got 'abacus'"):
+        ll.cost(model, line, data, gpu="abacus")
