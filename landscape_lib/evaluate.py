@@ -84,7 +84,8 @@ def evaluate(
             by default. Sums over samples are always float64.
         method: ``"loop"`` goes point by point, ``"vmap"`` runs ``chunk_size`` points at once: same
             numbers up to rounding. ``"auto"`` takes ``"vmap"`` where launching small operations
-            costs more than the arithmetic (see ``points.choose_method``); the result says which.
+            costs more than the arithmetic (see ``points.choose_method``) and the model allows it;
+            the result says which.
         samples: evaluate a random subset of this size, the same at every point.
         tolerance: stop at each point as soon as the standard errors of loss and metrics are all
             below it: the subset starts at 256 samples and doubles, up to ``samples`` or all. Every
@@ -149,6 +150,8 @@ def evaluate(
         measures = Measures(loss, metrics, at.output_of_model(first), first.y, first.size)
         if method == "auto":
             method = choose_method(model, at.device, first.size, batchnorm)
+            if method == "vmap" and not at.can_vmap(first, measures):
+                method = "loop"
         task = Task(at, measures, stages, method, tolerance, float(population))
         fingerprint = {
             "model": digest([repr(model), dict(model.named_buffers())]),

@@ -112,6 +112,15 @@ class Points:
             return self._by_vmap(indices, batches, measures)
         return torch.stack([self._by_loop(i, batches, measures) for i in indices.tolist()])
 
+    def can_vmap(self, batch: Batch, measures: Measures) -> bool:
+        """Say whether one point can be measured by ``vmap``: not every operation has a rule."""
+        try:
+            with torch.no_grad():
+                self.sums(np.array([0]), [batch], measures, "vmap")
+        except Exception:
+            return False
+        return True
+
     def describe(self, indices: Indices) -> str:
         """Name some points for an error message."""
         first = self.slice.coordinates[indices[0]].tolist()
