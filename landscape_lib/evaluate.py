@@ -8,7 +8,6 @@ import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
 from numbers import Real
 from typing import Any
 
@@ -16,17 +15,17 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import xarray as xr
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from torch import nn
 from tqdm import tqdm
 
 from landscape_lib import runtime
-from landscape_lib.batches import Batch, check_count, own, read_batches, read_stages
+from landscape_lib.batches import Batch, check_count, read_batches, read_stages
 from landscape_lib.batchnorm import POLICIES, check_statistics, clamped
 from landscape_lib.distribute import run_chunks
 from landscape_lib.fingerprint import Fingerprint, describe_callable, digest, to_json
 from landscape_lib.measures import Measure, Measures, mean_and_error
-from landscape_lib.points import Indices, Points, choose_method
+from landscape_lib.points import Indices, Points, Task, choose_method
 from landscape_lib.slices import FloatArray, Slice
 from landscape_lib.surface_store import SurfaceStore
 from landscape_lib.weights import Weights, check_like, weights_of
@@ -183,60 +182,6 @@ def evaluate(
         coefficients = torch.from_numpy(slice.coefficients(slice.coordinates))
         attributes["variance_clamped_points"] = int(clamped(along, coefficients).sum())
     return _dataset(slice, measures.names, values, float(population), attributes)
-
-
-@dataclass
-class Task:
-    """All that is needed to evaluate points, here or in another process.
-
-    Attributes:
-        points: the model along the slice.
-        measures: what is measured.
-        stages: lists of batches; later stages are needed only while errors are too large.
-        method: ``"loop"`` or ``"vmap"``.
-        tolerance: largest standard error, or ``None``.
-        population: number of samples that the means stand for.
-    """
-
-    points: Points
-    measures: Measures
-    stages: list[list[Batch]]
-    method: str
-    tolerance: float | None
-    population: float
-
-    def __getstate__(self) -> dict[str, Any]:
-        # A batch is a view of all data, and would be pickled with all of it.
-        return vars(self) | {"stages": [[own(b) for b in stage] for stage in self.stages]}
-
-    def run(self, indices: Indices) -> FloatArray:
-        """Return sums and samples at some points, shape (k, measures * 2 + 1)."""
-        names = len(self.measures.names)
-        values = np.zeros((len(indices), names * 2 + 1))
-        active = np.arange(len(indices))
-        try:
-            with torch.no_grad():
-                for stage in self.stages:
-                    sums = self.points.sums(indices[active], stage, self.measures, self.method)
-                    values[active, :-1] += sums.cpu().numpy().reshape(len(active), -1)
-                    values[active, -1] += sum(batch.size for batch in stage)
-                    active = active[self._too_uncertain(values[active])]
-                    if not active.size:
-                        break
-        except Exception as error:
-            error.add_note(f"landscape_lib.evaluate: at {self.points.describe(indices)}")
-            raise
-        return values
-
-    def _too_uncertain(self, values: FloatArray) -> NDArray[np.bool_]:
-        if self.tolerance is None:
-            return np.ones(len(values), dtype=bool)
-        sums = values[:, :-1].reshape(len(values), -1, 2)
-        mean, error = mean_and_error(sums, values[:, -1:], self.population)
-        # Where a mean is not finite, more samples cannot make it so; where there is no standard
-        # error, all samples are used.
-        with np.errstate(invalid="ignore"):
-            return np.any(np.isfinite(mean) & ~(error <= self.tolerance), axis=1)
 
 
 def _evaluate_all(

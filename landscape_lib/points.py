@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,9 +14,9 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from landscape_lib import batchnorm
-from landscape_lib.batches import Batch, move, reads_channels_last
-from landscape_lib.measures import Measures
-from landscape_lib.slices import Slice
+from landscape_lib.batches import Batch, move, own, reads_channels_last
+from landscape_lib.measures import Measures, mean_and_error
+from landscape_lib.slices import FloatArray, Slice
 from landscape_lib.weights import Weights, count, flatten, unflatten
 
 Indices = NDArray[np.int64]
@@ -164,6 +165,60 @@ class Points:
             for batch in batches
         ]
         return torch.stack(parts).sum(0)
+
+
+@dataclass
+class Task:
+    """All that is needed to evaluate points, here or in another process.
+
+    Attributes:
+        points: the model along the slice.
+        measures: what is measured.
+        stages: lists of batches; later stages are needed only while errors are too large.
+        method: ``"loop"`` or ``"vmap"``.
+        tolerance: largest standard error, or ``None``.
+        population: number of samples that the means stand for.
+    """
+
+    points: Points
+    measures: Measures
+    stages: list[list[Batch]]
+    method: str
+    tolerance: float | None
+    population: float
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A batch is a view of all data, and would be pickled with all of it.
+        return vars(self) | {"stages": [[own(b) for b in stage] for stage in self.stages]}
+
+    def run(self, indices: Indices) -> FloatArray:
+        """Return sums and samples at some points, shape (k, measures * 2 + 1)."""
+        names = len(self.measures.names)
+        values = np.zeros((len(indices), names * 2 + 1))
+        active = np.arange(len(indices))
+        try:
+            with torch.no_grad():
+                for stage in self.stages:
+                    sums = self.points.sums(indices[active], stage, self.measures, self.method)
+                    values[active, :-1] += sums.cpu().numpy().reshape(len(active), -1)
+                    values[active, -1] += sum(batch.size for batch in stage)
+                    active = active[self._too_uncertain(values[active])]
+                    if not active.size:
+                        break
+        except Exception as error:
+            error.add_note(f"landscape_lib.evaluate: at {self.points.describe(indices)}")
+            raise
+        return values
+
+    def _too_uncertain(self, values: FloatArray) -> NDArray[np.bool_]:
+        if self.tolerance is None:
+            return np.ones(len(values), dtype=bool)
+        sums = values[:, :-1].reshape(len(values), -1, 2)
+        mean, error = mean_and_error(sums, values[:, -1:], self.population)
+        # Where a mean is not finite, more samples cannot make it so; where there is no standard
+        # error, all samples are used.
+        with np.errstate(invalid="ignore"):
+            return np.any(np.isfinite(mean) & ~(error <= self.tolerance), axis=1)
 
 
 def choose_method(model: nn.Module, device: torch.device, batch: int, policy: str) -> str:
