@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Integral
 from typing import Any
 
@@ -16,11 +16,16 @@ from landscape_lib.runtime import generator
 
 @dataclass(frozen=True)
 class Batch:
-    """Inputs and targets of ``size`` samples; both may be nested (dicts, tuples) of tensors."""
+    """Inputs and targets of ``size`` samples; both may be nested (dicts, tuples) of tensors.
+
+    ``reference`` holds what was measured on the same samples at a point to compare with, shape
+    (measures, size).
+    """
 
     x: Any
     y: Any
     size: int
+    reference: Tensor | None = None
 
 
 def read_batches(
@@ -128,7 +133,7 @@ def move(
             return tensor.contiguous(memory_format=torch.channels_last)
         return tensor
 
-    return Batch(tree_map(move_tensor, batch.x), tree_map(move_tensor, batch.y), batch.size)
+    return replace(batch, x=tree_map(move_tensor, batch.x), y=tree_map(move_tensor, batch.y))
 
 
 def own(batch: Batch) -> Batch:
@@ -137,7 +142,7 @@ def own(batch: Batch) -> Batch:
     def clone(value: Any) -> Any:
         return value.clone() if isinstance(value, Tensor) else value
 
-    return Batch(tree_map(clone, batch.x), tree_map(clone, batch.y), batch.size)
+    return replace(batch, x=tree_map(clone, batch.x), y=tree_map(clone, batch.y))
 
 
 def reads_channels_last(model: nn.Module, x: Any) -> bool:

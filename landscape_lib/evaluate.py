@@ -49,6 +49,7 @@ def evaluate(
     tolerance: float | None = None,
     population: float | None = None,
     points: ArrayLike | None = None,
+    reference: Weights | None = None,
     batch_size: int = 512,
     chunk_size: int | None = None,
     training: bool = False,
@@ -94,6 +95,9 @@ def evaluate(
             ``math.inf`` stands for the distribution that the data were drawn from.
         points: indices of the points to evaluate, in the slice's own order; the others are NaN. All
             by default.
+        reference: weights to compare every point with, sample by sample. The result then also has
+            ``loss_difference`` (point minus reference) and so on, with standard errors that are
+            smaller than those of the two values apart, since both see the same samples.
         batch_size: samples per forward pass (ignored if ``data`` comes in batches).
         chunk_size: points per ``vmap`` call; chosen if ``None``.
         training: run in training mode (dropout active, the same masks at every point). Batch norm
@@ -131,6 +135,10 @@ def evaluate(
         raise ValueError(f"dtype: expected a floating-point torch.dtype, got {dtype!r}")
     if tolerance is not None:
         _check_tolerance(tolerance)
+    if reference is not None:
+        check_like(reference, weights, "reference", "the model's parameters")
+        if batchnorm == "interpolated":
+            raise ValueError("reference: has no running statistics, got batchnorm='interpolated'")
     along = check_statistics(model, statistics, batchnorm, len(slice.basis))
     wanted = _check_points(points, len(slice))
 
@@ -151,7 +159,11 @@ def evaluate(
             method = choose_method(model, at.device, first.size, batchnorm)
             if method == "vmap" and not at.can_vmap(first, measures):
                 method = "loop"
-        task = Task(at, measures, stages, method, tolerance, float(population))
+        names = measures.names
+        if reference is not None:
+            stages = [at.with_reference(stage, measures, reference) for stage in stages]
+            names += tuple(f"{name}_difference" for name in measures.names)
+        task = Task(at, measures, stages, names, method, tolerance, float(population))
         fingerprint = {
             "model": digest([repr(model), dict(model.named_buffers())]),
             "slice": digest([list(slice.basis), slice.coefficients(slice.coordinates)]),
@@ -165,6 +177,7 @@ def evaluate(
             "seed": str(seed),
             "batch_size": str(batch_size),
             "tolerance": str((tolerance, population) if tolerance else None),
+            "reference": digest(reference),
         }
         values = _evaluate_all(task, wanted, chunk_size, store, executor, fingerprint, progress)
     attributes = {
@@ -181,7 +194,7 @@ def evaluate(
     if batchnorm == "interpolated":
         coefficients = torch.from_numpy(slice.coefficients(slice.coordinates))
         attributes["variance_clamped_points"] = int(clamped(along, coefficients).sum())
-    return _dataset(slice, measures.names, values, float(population), attributes)
+    return _dataset(slice, names, values, float(population), attributes)
 
 
 def _evaluate_all(
@@ -195,7 +208,7 @@ def _evaluate_all(
 ) -> FloatArray:
     """Return values of shape (K, measures * 2 + 1), through the store if there is one."""
     total = len(task.points.slice)
-    columns = [f"{n}{power}" for n in task.measures.names for power in ("", "_squared")]
+    columns = [f"{n}{power}" for n in task.names for power in ("", "_squared")]
     columns.append("samples")
     values, pending, kept = np.full((total, len(columns)), np.nan), wanted, None
     if store is not None:

@@ -20,7 +20,7 @@ from landscape_lib.weights import float64
 Measure = Callable[[Any, Any], Tensor]
 
 # The names that a dataset of evaluate() has anyway: variables, errors and coordinates.
-_RESERVED = re.compile(r"loss|samples|alpha|beta|point|c\d+|.*_se")
+_RESERVED = re.compile(r"loss|samples|alpha|beta|point|c\d+|.*_se|.*_difference")
 
 
 def accuracy(output: Tensor, target: Tensor) -> Tensor:
@@ -85,22 +85,41 @@ class Measures:
         """``"loss"``, then the names of the metrics."""
         return tuple(self._functions)
 
-    def sums(self, output: Any, target: Any, size: int) -> Tensor:
+    def values(self, output: Any, target: Any, size: int) -> tuple[Tensor, Tensor]:
+        """Return float64 values of one batch: per sample, and the same with NaN for mere means.
+
+        Pure tensor operations, so that it also works inside ``torch.vmap``.
+
+        Returns:
+            Two tensors of shape (measures, size). A measure that gives only means has its mean in
+            every place of the first, and NaN in the second.
+        """
+        rows, known = [], []
+        for function, per_sample in self._functions.values():
+            value = float64(function(output, target))
+            if per_sample:
+                value = value.reshape(size, -1).mean(dim=1)
+                rows.append(value)
+                known.append(value)
+            else:
+                rows.append(value.expand(size))
+                known.append(rows[-1] * math.nan)
+        return torch.stack(rows), torch.stack(known)
+
+    def sums(self, output: Any, target: Any, size: int, reference: Tensor | None = None) -> Tensor:
         """Return float64 sums over one batch, shape (measures, 2): of values, of squares.
 
-        The sum of squares is NaN for a measure that gives only means. Pure tensor operations, so
-        that it also works inside ``torch.vmap``.
+        The sum of squares is NaN for a measure that gives only means. With ``reference``, the
+        values of the same samples at another point, as many rows again follow for the differences
+        from it.
         """
-        rows = []
-        for function, per_sample in self._functions.values():
-            value = function(output, target)
-            if per_sample:
-                value = float64(value.reshape(size, -1)).mean(dim=1)
-                rows.append(torch.stack([value.sum(), value.square().sum()]))
-            else:
-                total = float64(value) * size
-                rows.append(torch.stack([total, total * math.nan]))
-        return torch.stack(rows)
+        values, known = self.values(output, target, size)
+        rows = [torch.stack([values.sum(1), known.square().sum(1)], dim=1)]
+        if reference is not None:
+            # Subtracted sample by sample: what all points have in common cancels.
+            apart = torch.stack([(values - reference).sum(1), (known - reference).square().sum(1)])
+            rows.append(apart.T)
+        return torch.cat(rows)
 
 
 def mean_and_error(

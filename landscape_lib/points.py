@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -103,7 +103,7 @@ class Points:
     def output_of_model(self, batch: Batch) -> Any:
         """Return the output at the caller's own weights; ask before any sums."""
         with torch.no_grad():
-            return _at_least_float32(self._probe(batch.x))
+            return self._output(batch)
 
     def sums(
         self, indices: Indices, batches: list[Batch], measures: Measures, method: str
@@ -134,16 +134,33 @@ class Points:
         coefficients = self.slice.coefficients(self.slice.coordinates[indices])
         return torch.from_numpy(coefficients).to(self._basis)
 
+    def _move_to(self, vector: Tensor) -> None:
+        self._flat.copy_(vector)
+        torch.manual_seed(self.seed)
+        if self.policy == "reestimated":
+            batchnorm.reestimate(self._probe, (batch.x for batch in self._calibration))
+
+    def with_reference(
+        self, batches: list[Batch], measures: Measures, weights: Weights
+    ) -> list[Batch]:
+        """Return the batches with what is measured on them at some weights."""
+        with torch.no_grad():
+            self._move_to(flatten({name: weights[name] for name in self._parameters}))
+            return [
+                replace(b, reference=measures.values(self._output(b), b.y, b.size)[0])
+                for b in batches
+            ]
+
+    def _output(self, batch: Batch) -> Any:
+        return _at_least_float32(self._probe(batch.x))
+
     def _by_loop(self, index: int, batches: list[Batch], measures: Measures) -> Tensor:
         coefficients = self._coefficients(np.array([index]))
-        self._flat.copy_((coefficients @ self._basis)[0])
-        torch.manual_seed(self.seed)
+        self._move_to((coefficients @ self._basis)[0])
         if self.policy == "interpolated":
             mixed = batchnorm.statistics_along(self._statistics, coefficients)
             batchnorm.load_statistics(self._probe, {n: t[0] for n, t in mixed.items()})
-        elif self.policy == "reestimated":
-            batchnorm.reestimate(self._probe, (batch.x for batch in self._calibration))
-        parts = [measures.sums(_at_least_float32(self._probe(b.x)), b.y, b.size) for b in batches]
+        parts = [measures.sums(self._output(b), b.y, b.size, b.reference) for b in batches]
         return torch.stack(parts).sum(0)
 
     def _by_vmap(self, indices: Indices, batches: list[Batch], measures: Measures) -> Tensor:
@@ -158,7 +175,7 @@ class Points:
         def at_point(vector: Tensor, buffers: Weights, batch: Batch) -> Tensor:
             weights = unflatten(vector, self._parameters) | buffers
             output = functional_call(self._probe, weights, (batch.x,))
-            return measures.sums(_at_least_float32(output), batch.y, batch.size)
+            return measures.sums(_at_least_float32(output), batch.y, batch.size, batch.reference)
 
         parts = [
             vmap(at_point, in_dims=(0, 0, None), randomness="same")(vectors, buffers, batch)
@@ -175,6 +192,7 @@ class Task:
         points: the model along the slice.
         measures: what is measured.
         stages: lists of batches; later stages are needed only while errors are too large.
+        names: of the measures, and of their differences from a reference if there is one.
         method: ``"loop"`` or ``"vmap"``.
         tolerance: largest standard error, or ``None``.
         population: number of samples that the means stand for.
@@ -183,6 +201,7 @@ class Task:
     points: Points
     measures: Measures
     stages: list[list[Batch]]
+    names: tuple[str, ...]
     method: str
     tolerance: float | None
     population: float
@@ -192,9 +211,8 @@ class Task:
         return vars(self) | {"stages": [[own(b) for b in stage] for stage in self.stages]}
 
     def run(self, indices: Indices) -> FloatArray:
-        """Return sums and samples at some points, shape (k, measures * 2 + 1)."""
-        names = len(self.measures.names)
-        values = np.zeros((len(indices), names * 2 + 1))
+        """Return sums and samples at some points, shape (k, names * 2 + 1)."""
+        values = np.zeros((len(indices), len(self.names) * 2 + 1))
         active = np.arange(len(indices))
         try:
             with torch.no_grad():

@@ -140,3 +140,48 @@ def test_cost_counts_every_multiplication_once():
     assert here.samples == 360 and here.seconds > 0 and "points" in str(here)
     with pytest.raises(ValueError, match="gpu: expected one of .*'T4'.*got 'abacus'"):
         ll.cost(model, line, data, gpu="abacus")
+
+
+@pytest.mark.parametrize("method", ["loop", "vmap"])
+def test_paired_differences_are_those_of_the_same_samples(trained, method):
+    model, line, data, full = trained
+    end = line.weights_at(1.0)
+    got = ll.evaluate(model, line, data, samples=300, reference=end, method=method)
+    chosen = torch.randperm(1437, generator=torch.Generator().manual_seed(0))[:300].sort().values
+
+    def losses(alpha):
+        output = torch.func.functional_call(model, line.weights_at(alpha), (data.x[chosen],))
+        return F.cross_entropy(output, data.y[chosen], reduction="none").detach().numpy()
+
+    apart = losses(0.9) - losses(1.0)
+    here = got.sel(alpha=0.9)
+    assert float(here.loss_difference) == pytest.approx(apart.mean(), rel=1e-9)
+    shrink = math.sqrt((1437 - 300) / 1436)
+    expected = apart.std(ddof=1) / math.sqrt(300) * shrink
+    assert float(here.loss_difference_se) == pytest.approx(expected, rel=1e-8)
+    # Sharing the samples is what makes a small difference visible.
+    unpaired = math.hypot(float(here.loss_se), float(got.loss_se.sel(alpha=1)))
+    assert float(here.loss_difference_se) < 0.3 * unpaired
+    at_itself = got.sel(alpha=1)
+    assert abs(float(at_itself.loss_difference)) < 1e-12
+    assert float(at_itself.loss_difference_se) < 1e-9
+    assert got.loss.equals(ll.evaluate(model, line, data, samples=300, method=method).loss)
+
+
+def test_paired_intervals_cover_the_difference_on_all_data(trained):
+    model, line, data, full = trained
+    truth = float(full.loss.sel(alpha=0.8) - full.loss.sel(alpha=1))
+    runs, hits = 100, 0
+    for seed in range(runs):
+        part = ll.evaluate(
+            model, line, data, samples=200, seed=seed, reference=line.weights_at(1.0), points=[8]
+        )
+        apart, error = float(part.loss_difference[8]), float(part.loss_difference_se[8])
+        hits += abs(apart - truth) <= 1.96 * error
+    assert 0.88 <= hits / runs <= 0.99  # binomial: 95 +- 2.2
+
+
+def test_a_reference_of_another_model_is_refused(trained):
+    model, line, data, _ = trained
+    with pytest.raises(ValueError, match="reference: names differ"):
+        ll.evaluate(model, line, data, reference={"w": torch.zeros(1)})
