@@ -16,13 +16,26 @@ from landscape_lib.runtime import generator
 
 @dataclass(frozen=True)
 class Batch:
-    """Inputs and targets of ``size`` samples; both may be nested (dicts, tuples) of tensors.
-
-    ``reference`` holds what was measured on the same samples at a point to compare with, shape
-    (measures, size).
-    """
+    """Inputs and targets of ``size`` samples; both may be nested (dicts, tuples) of tensors."""
 
     x: Any
+    y: Any
+    size: int
+
+
+@dataclass(frozen=True)
+class Group:
+    """Samples that are measured together, after one forward pass or several.
+
+    Attributes:
+        passes: inputs of each forward pass.
+        y: targets of all of them.
+        size: number of samples.
+        reference: what was measured on the same samples at a point to compare with, shape
+            (measures, size).
+    """
+
+    passes: tuple[Any, ...]
     y: Any
     size: int
     reference: Tensor | None = None
@@ -130,19 +143,61 @@ def move(
             return tensor
         tensor = tensor.to(device, dtype if tensor.is_floating_point() else None)
         if channels_last and tensor.dim() == 4:
-            return tensor.contiguous(memory_format=torch.channels_last)
+            # contiguous() leaves images of one channel as they are, and convolutions then do not
+            # see that they are channels-last.
+            last = torch.empty_like(tensor, memory_format=torch.channels_last)
+            return last.copy_(tensor)
         return tensor
 
     return replace(batch, x=tree_map(move_tensor, batch.x), y=tree_map(move_tensor, batch.y))
 
 
-def own(batch: Batch) -> Batch:
-    """Return the batch with tensors that share memory with no other."""
+def split(batch: Batch, size: int) -> list[Batch]:
+    """Cut a batch into batches of ``size`` samples."""
+
+    def part(start: int) -> Any:
+        cut = lambda leaf: leaf[start : start + size] if is_batch(leaf) else leaf  # noqa: E731
+        return Batch(tree_map(cut, batch.x), tree_map(cut, batch.y), min(size, batch.size - start))
+
+    return [part(start) for start in range(0, batch.size, size)]
+
+
+def first_samples(x: Any) -> Any:
+    """Return at most two samples of nested inputs."""
+    return tree_map(lambda leaf: leaf[:2] if is_batch(leaf) else leaf, x)
+
+
+def is_batch(leaf: Any) -> bool:
+    """Say whether a leaf of nested data holds one entry per sample."""
+    return isinstance(leaf, Tensor) and leaf.dim() > 0
+
+
+def group(batches: list[Batch], most: int) -> list[Group]:
+    """Gather batches, up to ``most`` samples together, if their targets are nothing but tensors.
+
+    Measuring costs some twenty small operations, as much as a forward pass of few samples.
+    """
+    leaves = [(leaf, batch.size) for batch in batches for leaf in tree_flatten(batch.y)[0]]
+    if not all(isinstance(leaf, Tensor) and leaf.shape[:1] == (n,) for leaf, n in leaves):
+        most = 0
+    groups: list[Group] = []
+    for batch in batches:
+        last = groups[-1] if groups else None
+        if last is None or last.size + batch.size > most:
+            groups.append(Group((batch.x,), batch.y, batch.size))
+        else:
+            y = tree_map(lambda *parts: torch.cat(parts), last.y, batch.y)
+            groups[-1] = Group((*last.passes, batch.x), y, last.size + batch.size)
+    return groups
+
+
+def own(group: Group) -> Group:
+    """Return the group with tensors that share memory with no other."""
 
     def clone(value: Any) -> Any:
         return value.clone() if isinstance(value, Tensor) else value
 
-    return replace(batch, x=tree_map(clone, batch.x), y=tree_map(clone, batch.y))
+    return replace(group, passes=tree_map(clone, group.passes), y=tree_map(clone, group.y))
 
 
 def reads_channels_last(model: nn.Module, x: Any) -> bool:
@@ -150,15 +205,15 @@ def reads_channels_last(model: nn.Module, x: Any) -> bool:
 
     Args:
         model: in the mode in which to try it, best in eval mode.
-        x: inputs on the model's device, of which the first sample is tried.
+        x: inputs on the model's device, of which two samples are tried.
     """
     tensors = [leaf for leaf in tree_flatten(x)[0] if isinstance(leaf, Tensor)]
     if not any(tensor.dim() == 4 for tensor in tensors):
         return False
-    first = tree_map(lambda leaf: leaf[:1] if isinstance(leaf, Tensor) else leaf, x)
+    few = Batch(first_samples(x), None, 1)
     try:
         with torch.no_grad():
-            model(move(Batch(first, None, 1), tensors[0].device, None, channels_last=True).x)
+            model(move(few, tensors[0].device, None, channels_last=True).x)
     except Exception:
         return False
     return True
@@ -173,14 +228,7 @@ def _split(
         x = tree_map(lambda t: t[chosen.to(t.device)], x)
         y = tree_map(lambda t: t[chosen.to(t.device)], y)
         total = samples
-    return [
-        Batch(
-            tree_map(lambda t, s=start: t[s : s + batch_size], x),
-            tree_map(lambda t, s=start: t[s : s + batch_size], y),
-            min(batch_size, total - start),
-        )
-        for start in range(0, total, batch_size)
-    ]
+    return split(Batch(x, y, total), batch_size)
 
 
 def _common_length(x: Any, y: Any) -> int:

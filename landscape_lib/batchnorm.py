@@ -84,6 +84,19 @@ def clamped(basis: Sequence[Weights], coefficients: Tensor) -> Tensor:
     return found
 
 
+def check_policy(model: nn.Module, policy: str) -> None:
+    """Raise a ``ValueError`` unless the policy is known and the model can follow it."""
+    if policy not in POLICIES:
+        raise ValueError(f"batchnorm: expected one of {POLICIES}, got {policy!r}")
+    modules = model.named_modules()
+    without = [n for n, m in modules if isinstance(m, _BatchNorm) and m.running_mean is None]
+    if without and policy != "batch":
+        raise ValueError(
+            f"batchnorm: the layer {without[0]!r} keeps no running statistics, so it can only use "
+            f"those of each batch: expected 'batch', got {policy!r}"
+        )
+
+
 def check_statistics(
     model: nn.Module, statistics: Sequence[Weights] | None, policy: str, vectors: int
 ) -> Sequence[Weights]:

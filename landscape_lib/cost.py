@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from landscape_lib.batches import Batch, move, read_batches
 from landscape_lib.slices import Slice
+from landscape_lib.workload import workload
 
 PEAK_TERAFLOPS = {
     # NVIDIA's data sheets: dense float32, and dense bfloat16 (float16 on T4 and V100).
@@ -101,9 +101,7 @@ def cost(
     first = next(probe.parameters())
     batch = move(batches[0], first.device, first.dtype)
     with torch.no_grad():
-        with FlopCounterMode(display=False) as counter:
-            probe(batch.x)
-        per_sample = counter.get_total_flops() / batch.size
+        per_sample = workload(probe, batch.x).flops
         if gpu is None:
             seconds = _seconds(probe, batch) / batch.size * used * len(slice)
             rate = per_sample * used * len(slice) / seconds

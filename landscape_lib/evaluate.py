@@ -20,8 +20,16 @@ from torch import nn
 from tqdm import tqdm
 
 from landscape_lib import runtime
-from landscape_lib.batches import Batch, check_count, read_batches, read_stages
-from landscape_lib.batchnorm import POLICIES, check_statistics, clamped
+from landscape_lib.batches import (
+    Batch,
+    check_count,
+    first_samples,
+    group,
+    read_batches,
+    read_stages,
+    split,
+)
+from landscape_lib.batchnorm import check_policy, check_statistics, clamped
 from landscape_lib.distribute import run_chunks
 from landscape_lib.fingerprint import Fingerprint, describe_callable, digest, to_json
 from landscape_lib.measures import Measure, Measures, mean_and_error
@@ -29,8 +37,18 @@ from landscape_lib.points import Indices, Points, Task, choose_method
 from landscape_lib.slices import FloatArray, Slice
 from landscape_lib.surface_store import SurfaceStore
 from landscape_lib.weights import Weights, check_like, weights_of
+from landscape_lib.workload import DEFAULT_BATCH, batch_for_cache, points_at_once
 
 METHODS = ("auto", "loop", "vmap")
+
+# Samples on which model, loss and metrics are tried before any work.
+TRIED = 32
+
+# Points that an accelerator is given without waiting for their results.
+POINTS_QUEUED = 16
+
+# Samples whose outputs are measured in one go, so that measuring costs little beside computing.
+MEASURED_TOGETHER = 4096
 
 
 def evaluate(
@@ -50,7 +68,7 @@ def evaluate(
     population: float | None = None,
     points: ArrayLike | None = None,
     reference: Weights | None = None,
-    batch_size: int = 512,
+    batch_size: int | None = None,
     chunk_size: int | None = None,
     training: bool = False,
     store: str | os.PathLike[str] | None = None,
@@ -98,7 +116,9 @@ def evaluate(
         reference: weights to compare every point with, sample by sample. The result then also has
             ``loss_difference`` (point minus reference) and so on, with standard errors that are
             smaller than those of the two values apart, since both see the same samples.
-        batch_size: samples per forward pass (ignored if ``data`` comes in batches).
+        batch_size: samples per forward pass (ignored if ``data`` comes in batches). ``None`` means
+            512, or on a CPU as many as keep the activations in its caches; always 512 where batch
+            norm measures batches, since the result then depends on it.
         chunk_size: points per ``vmap`` call; chosen if ``None``.
         training: run in training mode (dropout active, the same masks at every point). Batch norm
             follows ``batchnorm`` all the same.
@@ -119,11 +139,12 @@ def evaluate(
         raise TypeError(f"slice: expected a Line, Plane or Slice, got {_kind(slice)}")
     weights = weights_of(model)
     check_like(slice.origin, weights, "slice", "the model's parameters")
-    _check_choice("batchnorm", batchnorm, POLICIES)
+    check_policy(model, batchnorm)
     _check_choice("method", method, METHODS)
     if method == "vmap" and batchnorm == "reestimated":
         raise ValueError("method: batchnorm='reestimated' needs 'loop' or 'auto', got 'vmap'")
-    check_count("batch_size", batch_size)
+    if batch_size is not None:
+        check_count("batch_size", batch_size)
     check_count("calibration_samples", calibration_samples)
     if chunk_size is not None:
         check_count("chunk_size", chunk_size)
@@ -144,21 +165,34 @@ def evaluate(
 
     started = time.perf_counter()
     with runtime.isolated_random_state(seed):
-        stages, total = read_stages(data, samples, tolerance, batch_size, seed)
-        used = sum(batch.size for stage in stages for batch in stage)
+        size = batch_size or DEFAULT_BATCH
+        read, total = read_stages(data, samples, tolerance, size, seed)
+        used = sum(batch.size for stage in read for batch in stage)
         population = total if population is None else _check_population(population, used)
         calibration: list[Batch] = []
         if batchnorm == "reestimated":
-            size = min(calibration_samples, total) if hasattr(data, "x") else None
-            calibration, _ = read_batches(data, size, batch_size, seed)
-        at = Points(model, slice, dtype, training, seed, batchnorm, along, calibration)
-        stages = [at.lay_out(stage) for stage in stages]
-        first = stages[0][0]
-        measures = Measures(loss, metrics, at.output_of_model(first), first.y, first.size)
+            most = min(calibration_samples, total) if hasattr(data, "x") else None
+            calibration, _ = read_batches(data, most, size, seed)
+        example = first_samples(read[0][0].x)
+        at = Points(model, slice, example, dtype, training, seed, batchnorm, along, calibration)
+        read = [at.lay_out(stage) for stage in read]
+        first = read[0][0]
+        if hasattr(data, "x"):
+            first = split(first, TRIED)[0]
+        output = at.output_of_model(first)
+        targets = [batch.y for stage in read for batch in stage]
+        measures = Measures(loss, metrics, output, first.y, first.size, targets)
         if method == "auto":
-            method = choose_method(model, at.device, first.size, batchnorm)
+            method = choose_method(model, at.device, at.work, read[0][0].size, batchnorm)
             if method == "vmap" and not at.can_vmap(first, measures):
                 method = "loop"
+        if batch_size is None and hasattr(data, "x") and at.device.type == "cpu":
+            if method == "loop" and batchnorm in ("frozen", "interpolated"):
+                size = batch_for_cache(at.work)
+                read = [[part for batch in stage for part in split(batch, size)] for stage in read]
+        apart = isinstance(output, torch.Tensor) and output.shape[:1] == (first.size,)
+        together = MEASURED_TOGETHER if apart and measures.per_sample else 0
+        stages = [group(stage, together) for stage in read]
         names = measures.names
         if reference is not None:
             stages = [at.with_reference(stage, measures, reference) for stage in stages]
@@ -167,7 +201,7 @@ def evaluate(
         fingerprint = {
             "model": digest([repr(model), dict(model.named_buffers())]),
             "slice": digest([list(slice.basis), slice.coefficients(slice.coordinates)]),
-            "data": digest([[batch.x, batch.y] for stage in stages for batch in stage]),
+            "data": digest([[batch.x, batch.y] for stage in read for batch in stage]),
             "loss": describe_callable(loss),
             "metrics": digest({n: describe_callable(m) for n, m in (metrics or {}).items()}),
             "batchnorm": digest([batchnorm, list(along), [batch.x for batch in calibration]]),
@@ -175,7 +209,7 @@ def evaluate(
             "method": method,
             "training": str(training),
             "seed": str(seed),
-            "batch_size": str(batch_size),
+            "batch_size": str(size),
             "tolerance": str((tolerance, population) if tolerance else None),
             "reference": digest(reference),
         }
@@ -187,6 +221,7 @@ def evaluate(
         "method": method,
         "population": float(population),
         "seconds": round(time.perf_counter() - started, 3),
+        "flops": float(np.nansum(values[:, -1])) * at.work.flops,
         "data": getattr(data, "source", type(data).__name__),
         "device": runtime.device_name(at.device),
         "versions": json.dumps({"torch": str(torch.__version__), "xarray": xr.__version__}),
@@ -215,10 +250,16 @@ def _evaluate_all(
         kept = SurfaceStore(store, fingerprint, total, tuple(columns))
         values, pending = kept.values, wanted[~kept.done[wanted]]
     if task.method == "loop":
-        chunk_size = 1
+        # An accelerator works on while the next points are prepared; a CPU gains nothing.
+        chunk_size = 1 if task.points.device.type == "cpu" else POINTS_QUEUED
     elif chunk_size is None:
-        chunk_size = _vmap_chunk(task.points.count, task.stages[0][0].size)
+        first = task.stages[0][0]
+        points = task.points
+        chunk_size = points_at_once(
+            points.work, points.count, first.size // len(first.passes), points.device
+        )
     bar = tqdm(
+        desc=f"{tqdm.format_sizeof(task.flops_per_point)}FLOP/point",
         total=len(wanted),
         initial=len(wanted) - len(pending),
         unit="point",
@@ -239,11 +280,6 @@ def _evaluate_all(
     chosen = np.full_like(values, np.nan)
     chosen[wanted] = values[wanted]
     return chosen
-
-
-def _vmap_chunk(parameters: int, batch: int) -> int:
-    """Choose how many points share a call: 64 MiB of weights, 32,768 forward passes at most."""
-    return max(1, min((16 << 20) // parameters, (32 << 10) // batch))
 
 
 def _dataset(

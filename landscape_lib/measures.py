@@ -6,7 +6,7 @@ import copy
 import inspect
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils._pytree import tree_flatten
 
 from landscape_lib.weights import float64
 
@@ -48,6 +49,8 @@ class Measures:
         output: the model's output for one batch, on which everything is tried.
         target: the targets of that batch.
         size: N, the number of samples in that batch.
+        targets: of all batches. A loss that leaves out some of them (``ignore_index``) is measured
+            by its own mean of each group of samples, without standard errors.
 
     Raises:
         TypeError: ``loss`` or a metric is not callable or returns no tensor; ``metrics`` is not a
@@ -63,6 +66,7 @@ class Measures:
         output: Any,
         target: Any,
         size: int,
+        targets: Sequence[Any] = (),
     ) -> None:
         if metrics is None:
             metrics = {"accuracy": accuracy} if _is_classification(output, target) else {}
@@ -74,7 +78,7 @@ class Measures:
             if not isinstance(name, str) or _RESERVED.fullmatch(name):
                 raise ValueError(f"metrics: expected a name that is not reserved, got {name!r}")
         self._functions: dict[str, tuple[Measure, bool]] = {
-            "loss": _choose_loss(loss, output, target, size)
+            "loss": _choose_loss(loss, output, target, size, _ignores(loss, targets))
         }
         for name, metric in metrics.items():
             value = _try(metric, f"metrics[{name!r}]", output, target)
@@ -84,6 +88,11 @@ class Measures:
     def names(self) -> tuple[str, ...]:
         """``"loss"``, then the names of the metrics."""
         return tuple(self._functions)
+
+    @property
+    def per_sample(self) -> bool:
+        """Whether every measure gives one value per sample."""
+        return all(per_sample for _, per_sample in self._functions.values())
 
     def values(self, output: Any, target: Any, size: int) -> tuple[Tensor, Tensor]:
         """Return float64 values of one batch: per sample, and the same with NaN for mere means.
@@ -182,12 +191,22 @@ def _is_per_sample(value: Tensor, size: int, name: str) -> bool:
     )
 
 
-def _choose_loss(loss: Measure, output: Any, target: Any, size: int) -> tuple[Measure, bool]:
+def _ignores(loss: Measure, targets: Sequence[Any]) -> bool:
+    """Say whether the loss leaves out one of the targets."""
+    keywords = getattr(loss, "keywords", {})
+    left_out = keywords.get("ignore_index", getattr(loss, "ignore_index", -100))
+    leaves = [leaf for leaf in tree_flatten(list(targets))[0] if isinstance(leaf, Tensor)]
+    return any(bool((t == left_out).any()) for t in leaves if not t.is_floating_point())
+
+
+def _choose_loss(
+    loss: Measure, output: Any, target: Any, size: int, ignores: bool
+) -> tuple[Measure, bool]:
     """Prefer the per-sample form of the loss, if its mean is what the loss itself gives."""
     mean = _try(loss, "loss", output, target)
     if mean.dim() > 0:
         return loss, _is_per_sample(mean, size, "loss")
-    unreduced = _unreduced(loss)
+    unreduced = None if ignores else _unreduced(loss)
     if unreduced is not None:
         values = unreduced(output, target)
         # A loss with class weights or ignored targets averages in another way: then only its own

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,12 +14,18 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from landscape_lib import batchnorm
-from landscape_lib.batches import Batch, move, own, reads_channels_last
+from landscape_lib.batches import Batch, Group, group, move, own, reads_channels_last
+from landscape_lib.folding import Folded, can_fold, load
 from landscape_lib.measures import Measures, mean_and_error
 from landscape_lib.slices import FloatArray, Slice
-from landscape_lib.weights import Weights, count, flatten, unflatten
+from landscape_lib.weights import Weights, flatten, unflatten
+from landscape_lib.workload import Workload, workload
 
 Indices = NDArray[np.int64]
+
+# Operations in a forward pass up to which a CPU is faster with many points at once.
+SMALL_CONVOLUTIONS = 5e7
+SMALL_PRODUCTS = 5e8
 
 
 class Points:
@@ -28,6 +34,7 @@ class Points:
     Args:
         model: it is copied.
         slice: the points.
+        example: inputs of a few samples, on which it is tried what the model can do.
         dtype: compute dtype; the model's own if ``None``.
         training: run in training mode; batch norm follows its policy all the same.
         seed: of random numbers that the model draws: the same at every point.
@@ -40,6 +47,7 @@ class Points:
         self,
         model: nn.Module,
         slice: Slice,
+        example: Any,
         dtype: torch.dtype | None,
         training: bool,
         seed: int,
@@ -50,40 +58,72 @@ class Points:
         self.slice = slice
         self.seed = seed
         self.policy = policy
-        self._probe = copy.deepcopy(model).train(training).requires_grad_(False).to(dtype=dtype)
+        self._probe = copy.deepcopy(model).train(training).requires_grad_(False)
         batchnorm.follow_running_statistics(self._probe)
         if policy == "batch":
             batchnorm.use_batch_statistics(self._probe)
-        parameters = dict(self._probe.named_parameters())
-        first = next(iter(parameters.values()))
-        self.count = count(parameters)
+        first = next(self._probe.parameters())
         self.device = first.device
+        own = move(Batch(example, None, 1), self.device, first.dtype).x
+        self._foldable = can_fold(self._probe, own)
         # Points are built in at least float32: a step along a direction can be smaller than
         # bfloat16 resolves.
-        precise = torch.promote_types(first.dtype, torch.float32)
-        self._basis = torch.stack([flatten({n: v[n] for n in parameters}) for v in slice.basis]).to(
-            first.device, precise
-        )
+        self._probe.to(dtype=dtype)
+        self.dtype = next(self._probe.parameters()).dtype
+        self._precise = torch.promote_types(self.dtype, torch.float32)
+        self._fixed = self._to_precise(batchnorm.statistics_of(model))
+        own = move(Batch(example, None, 1), self.device, self.dtype).x
+        self._channels_last = reads_channels_last(self._probe, own)
         self._tie()
-        self._statistics = [
-            {name: tensor.to(self.device, precise) for name, tensor in vector.items()}
-            for vector in statistics
-        ]
-        self._calibration = self.lay_out(list(calibration)) if calibration else []
+        if self._channels_last and not reads_channels_last(self._probe, own):
+            self._channels_last = False  # it reads the images, but not the filters
+            self._tie()
+        self.work = workload(self._probe, own)
+        names = list(self._parameters)
+        self._basis = torch.stack(
+            [flatten(self._stored({n: v[n] for n in names})) for v in slice.basis]
+        ).to(self.device, self._precise)
+        self._statistics = [self._to_precise(vector) for vector in statistics]
+        self._calibration = self.lay_out(list(calibration))
+
+    @property
+    def count(self) -> int:
+        """Number of parameters."""
+        return len(self._flat)
+
+    def _to_precise(self, tensors: Weights) -> Weights:
+        return {name: t.to(self.device, self._precise) for name, t in tensors.items()}
 
     def _tie(self) -> None:
         """Make all parameters views of one flat vector, so that a point is one product."""
         self._parameters = dict(self._probe.named_parameters())
-        first = next(iter(self._parameters.values()))
-        self._flat = torch.empty(self.count, dtype=first.dtype, device=first.device)
-        for name, view in unflatten(self._flat, self._parameters).items():
-            view.copy_(self._parameters[name])
+        self._flat = flatten(self._stored(dict(self._parameters)))
+        for name, view in self._views(self._flat).items():
             self._parameters[name].data = view
+        # Made anew in every process: a traced model does not travel well.
+        self._folded = Folded(self._probe) if self._foldable else None
+        self._forward = self._folded.module.to(self.dtype) if self._folded else self._probe
+        self._present = {name for name, _ in self._forward.named_parameters()}
+        self._present |= {name for name, _ in self._forward.named_buffers()}
+
+    def _stored(self, weights: Mapping[str, Tensor]) -> Weights:
+        """Return the weights with the axes of filters in the order in which they are stored."""
+        if not self._channels_last:
+            return dict(weights)
+        return {n: t.permute(0, 2, 3, 1) if t.dim() == 4 else t for n, t in weights.items()}
+
+    def _views(self, vector: Tensor) -> Weights:
+        """Return the weights that a vector holds, as views of it."""
+        weights = unflatten(vector, self._stored(self._parameters))
+        if not self._channels_last:
+            return weights
+        return {n: t.permute(0, 3, 1, 2) if t.dim() == 4 else t for n, t in weights.items()}
 
     def __getstate__(self) -> dict[str, Any]:
         # A view is pickled with all of its storage: parameters travel as tensors of their own.
-        state = vars(self) | {"_probe": copy.deepcopy(self._probe), "_flat": None}
-        del state["_parameters"]
+        state = vars(self) | {"_probe": copy.deepcopy(self._probe)}
+        for name in ("_parameters", "_flat", "_folded", "_forward", "_present"):
+            del state[name]
         for parameter in state["_probe"].parameters():
             parameter.data = parameter.data.clone()
         return state
@@ -94,30 +134,26 @@ class Points:
 
     def lay_out(self, batches: list[Batch]) -> list[Batch]:
         """Return batches on the device, images channels-last if the model runs on that."""
-        dtype = self._flat.dtype
-        batches = [move(batch, self.device, dtype) for batch in batches]
-        if not reads_channels_last(self._probe, batches[0].x):
-            return batches
-        return [move(batch, self.device, dtype, channels_last=True) for batch in batches]
+        return [move(b, self.device, self.dtype, self._channels_last) for b in batches]
 
     def output_of_model(self, batch: Batch) -> Any:
         """Return the output at the caller's own weights; ask before any sums."""
         with torch.no_grad():
-            return self._output(batch)
+            return _at_least_float32(self._probe(batch.x))
 
     def sums(
-        self, indices: Indices, batches: list[Batch], measures: Measures, method: str
+        self, indices: Indices, groups: list[Group], measures: Measures, method: str
     ) -> Tensor:
-        """Return the sums over the batches at some points, shape (k, measures, 2)."""
+        """Return the sums over the groups at some points, shape (k, measures, 2)."""
         if method == "vmap":
-            return self._by_vmap(indices, batches, measures)
-        return torch.stack([self._by_loop(i, batches, measures) for i in indices.tolist()])
+            return self._by_vmap(indices, groups, measures)
+        return torch.stack([self._by_loop(i, groups, measures) for i in indices.tolist()])
 
     def can_vmap(self, batch: Batch, measures: Measures) -> bool:
         """Say whether one point can be measured by ``vmap``: not every operation has a rule."""
         try:
             with torch.no_grad():
-                self.sums(np.array([0]), [batch], measures, "vmap")
+                self.sums(np.array([0]), group([batch], 0), measures, "vmap")
         except Exception:
             return False
         return True
@@ -134,52 +170,67 @@ class Points:
         coefficients = self.slice.coefficients(self.slice.coordinates[indices])
         return torch.from_numpy(coefficients).to(self._basis)
 
-    def _move_to(self, vector: Tensor) -> None:
+    def _statistics_at(self, coefficients: Tensor) -> Weights:
+        """Return running statistics at some points, shapes (k, ...), in full precision."""
+        return batchnorm.statistics_along(self._statistics, coefficients)
+
+    def _move_to(self, vector: Tensor, statistics: Weights | None = None) -> None:
         self._flat.copy_(vector)
         torch.manual_seed(self.seed)
         if self.policy == "reestimated":
             batchnorm.reestimate(self._probe, (batch.x for batch in self._calibration))
+            statistics = self._to_precise(batchnorm.statistics_of(self._probe))
+        elif statistics is not None:
+            batchnorm.load_statistics(self._probe, statistics)
+        if self._folded:
+            load(self._forward, self._folded_at(vector, statistics or self._fixed))
+
+    def _folded_at(self, vector: Tensor, statistics: Weights) -> Weights:
+        return self._folded.weights(self._views(vector) | statistics) if self._folded else {}
 
     def with_reference(
-        self, batches: list[Batch], measures: Measures, weights: Weights
-    ) -> list[Batch]:
-        """Return the batches with what is measured on them at some weights."""
+        self, groups: list[Group], measures: Measures, weights: Weights
+    ) -> list[Group]:
+        """Return the groups with what is measured on them at some weights."""
         with torch.no_grad():
-            self._move_to(flatten({name: weights[name] for name in self._parameters}))
+            there = {name: weights[name].to(self._basis) for name in self._parameters}
+            self._move_to(flatten(self._stored(there)))
             return [
-                replace(b, reference=measures.values(self._output(b), b.y, b.size)[0])
-                for b in batches
+                replace(g, reference=measures.values(self._output(g), g.y, g.size)[0])
+                for g in groups
             ]
 
-    def _output(self, batch: Batch) -> Any:
-        return _at_least_float32(self._probe(batch.x))
+    def _output(self, group: Group) -> Any:
+        return _joined([self._forward(x) for x in group.passes])
 
-    def _by_loop(self, index: int, batches: list[Batch], measures: Measures) -> Tensor:
+    def _by_loop(self, index: int, groups: list[Group], measures: Measures) -> Tensor:
         coefficients = self._coefficients(np.array([index]))
-        self._move_to((coefficients @ self._basis)[0])
+        statistics = None
         if self.policy == "interpolated":
-            mixed = batchnorm.statistics_along(self._statistics, coefficients)
-            batchnorm.load_statistics(self._probe, {n: t[0] for n, t in mixed.items()})
-        parts = [measures.sums(self._output(b), b.y, b.size, b.reference) for b in batches]
+            statistics = {n: t[0] for n, t in self._statistics_at(coefficients).items()}
+        self._move_to((coefficients @ self._basis)[0], statistics)
+        parts = [measures.sums(self._output(g), g.y, g.size, g.reference) for g in groups]
         return torch.stack(parts).sum(0)
 
-    def _by_vmap(self, indices: Indices, batches: list[Batch], measures: Measures) -> Tensor:
+    def _by_vmap(self, indices: Indices, groups: list[Group], measures: Measures) -> Tensor:
         coefficients = self._coefficients(indices)
-        vectors = (coefficients @ self._basis).to(self._flat.dtype)
-        buffers = {}
+        statistics = {}
         if self.policy == "interpolated":
-            mixed = batchnorm.statistics_along(self._statistics, coefficients)
-            buffers = {name: tensor.to(self._flat.dtype) for name, tensor in mixed.items()}
+            statistics = self._statistics_at(coefficients)
         torch.manual_seed(self.seed)
 
-        def at_point(vector: Tensor, buffers: Weights, batch: Batch) -> Tensor:
-            weights = unflatten(vector, self._parameters) | buffers
-            output = functional_call(self._probe, weights, (batch.x,))
-            return measures.sums(_at_least_float32(output), batch.y, batch.size, batch.reference)
+        def at_point(vector: Tensor, statistics: Weights, group: Group) -> Tensor:
+            found = self._views(vector) | statistics
+            found |= self._folded_at(vector, statistics or self._fixed)
+            weights = {n: t.to(self.dtype) for n, t in found.items() if n in self._present}
+            outputs = [functional_call(self._forward, weights, (x,)) for x in group.passes]
+            return measures.sums(_joined(outputs), group.y, group.size, group.reference)
 
         parts = [
-            vmap(at_point, in_dims=(0, 0, None), randomness="same")(vectors, buffers, batch)
-            for batch in batches
+            vmap(at_point, in_dims=(0, 0, None), randomness="same")(
+                coefficients @ self._basis, statistics, group
+            )
+            for group in groups
         ]
         return torch.stack(parts).sum(0)
 
@@ -191,7 +242,7 @@ class Task:
     Attributes:
         points: the model along the slice.
         measures: what is measured.
-        stages: lists of batches; later stages are needed only while errors are too large.
+        stages: lists of groups; later stages are needed only while errors are too large.
         names: of the measures, and of their differences from a reference if there is one.
         method: ``"loop"`` or ``"vmap"``.
         tolerance: largest standard error, or ``None``.
@@ -200,15 +251,20 @@ class Task:
 
     points: Points
     measures: Measures
-    stages: list[list[Batch]]
+    stages: list[list[Group]]
     names: tuple[str, ...]
     method: str
     tolerance: float | None
     population: float
 
     def __getstate__(self) -> dict[str, Any]:
-        # A batch is a view of all data, and would be pickled with all of it.
-        return vars(self) | {"stages": [[own(b) for b in stage] for stage in self.stages]}
+        # A group is a view of all data, and would be pickled with all of it.
+        return vars(self) | {"stages": [[own(g) for g in stage] for stage in self.stages]}
+
+    @property
+    def flops_per_point(self) -> float:
+        """Operations at one point where all samples are needed."""
+        return self.points.work.flops * sum(g.size for stage in self.stages for g in stage)
 
     def run(self, indices: Indices) -> FloatArray:
         """Return sums and samples at some points, shape (k, names * 2 + 1)."""
@@ -219,7 +275,7 @@ class Task:
                 for stage in self.stages:
                     sums = self.points.sums(indices[active], stage, self.measures, self.method)
                     values[active, :-1] += sums.cpu().numpy().reshape(len(active), -1)
-                    values[active, -1] += sum(batch.size for batch in stage)
+                    values[active, -1] += sum(group.size for group in stage)
                     active = active[self._too_uncertain(values[active])]
                     if not active.size:
                         break
@@ -239,26 +295,38 @@ class Task:
             return np.any(np.isfinite(mean) & ~(error <= self.tolerance), axis=1)
 
 
-def choose_method(model: nn.Module, device: torch.device, batch: int, policy: str) -> str:
+def choose_method(
+    model: nn.Module, device: torch.device, work: Workload, batch: int, policy: str
+) -> str:
     """Return ``"loop"`` or ``"vmap"`` by a rule that gives the same answer every time.
 
-    On an accelerator a small network is bound by launches, so points are batched. On a CPU
-    grouped convolutions and batched matrix products are slower than plain ones, except where a
-    forward pass is so small that the interpreter's overhead dominates. Statistics that are measured
-    at each point need the loop.
+    On an accelerator a small network is bound by launches, so points are batched. On a CPU grouped
+    convolutions are slower than plain ones, so that convolutional networks gain only where a
+    forward pass is so small that the interpreter's overhead dominates (``benchmarks/methods.py``
+    measures where); matrix products of many points are one larger product. Statistics that are
+    measured at each point need the loop.
 
     Args:
-        model: its parameters are counted.
+        model: its layers and parameters are counted.
         device: where it runs.
+        work: of one sample.
         batch: samples per forward pass.
         policy: of batch norm.
     """
     if policy == "reestimated":
         return "loop"
-    parameters = sum(p.numel() for p in model.parameters())
-    if device.type == "cpu":
-        return "vmap" if parameters * batch <= 1_000_000 else "loop"
-    return "vmap" if parameters <= 5_000_000 else "loop"
+    if device.type != "cpu":
+        return "vmap" if sum(p.numel() for p in model.parameters()) <= 5_000_000 else "loop"
+    convolutional = any(p.dim() > 2 for p in model.parameters())
+    most = SMALL_CONVOLUTIONS if convolutional else SMALL_PRODUCTS
+    return "vmap" if work.flops * batch <= most else "loop"
+
+
+def _joined(outputs: list[Any]) -> Any:
+    """Return the output of several forward passes as one."""
+    if len(outputs) == 1:
+        return _at_least_float32(outputs[0])
+    return _at_least_float32(torch.cat(outputs))
 
 
 def _at_least_float32(output: Any) -> Any:

@@ -73,6 +73,13 @@ def device_name(device: torch.device) -> str:
     return device.type
 
 
+def free_memory(device: torch.device) -> int:
+    """Return the free memory of an accelerator in bytes; 4 GiB where it does not tell."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return 4 << 30
+
+
 def _processor() -> str:
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as lines:

@@ -1,0 +1,203 @@
+"""The same function with less work: batch norm folded away, ReLU after pooling.
+
+Batch norm with given statistics is linear, so it can be folded into the convolution before it: one
+pass over the activations less. ReLU and max pooling can change places, which leaves ReLU a quarter
+of the values. Both need the graph of the model; one that ``torch.fx`` cannot trace stays as it is.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_flatten
+
+from landscape_lib.weights import Weights
+
+_NORM_AFTER = {nn.Conv1d: nn.BatchNorm1d, nn.Conv2d: nn.BatchNorm2d, nn.Conv3d: nn.BatchNorm3d}
+_POOLS = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)
+
+
+class _Pair(NamedTuple):
+    convolution: str
+    norm: str
+    eps: float
+
+
+class Folded:
+    """A model with less to do.
+
+    Its ``module`` shares all layers with the model, but for folded convolutions: these have
+    parameters of their own, to be set to :meth:`weights` at each point.
+
+    Args:
+        model: batch-norm layers in eval mode are folded.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.module: nn.Module = model
+        self._pairs: list[_Pair] = []
+        traced = _trace(model)
+        if traced is None:
+            return
+        self._pairs = _fold(traced, model)
+        swapped = _pool_first(traced)
+        if self._pairs or swapped:
+            traced.recompile()
+            self.module = traced
+
+    @property
+    def folded(self) -> frozenset[str]:
+        """Names of the batch-norm layers that are no longer there."""
+        return frozenset(pair.norm for pair in self._pairs)
+
+    def weights(self, tensors: Mapping[str, Tensor]) -> Weights:
+        """Return the parameters of the folded convolutions.
+
+        Args:
+            tensors: the model's parameters and running statistics, by name.
+        """
+        found = {}
+        for convolution, norm, eps in self._pairs:
+            scale = (tensors[f"{norm}.running_var"] + eps).rsqrt()
+            if f"{norm}.weight" in tensors:
+                scale = scale * tensors[f"{norm}.weight"]
+            shift = -tensors[f"{norm}.running_mean"] * scale
+            if f"{norm}.bias" in tensors:
+                shift = shift + tensors[f"{norm}.bias"]
+            if f"{convolution}.bias" in tensors:
+                shift = shift + tensors[f"{convolution}.bias"] * scale
+            weight = tensors[f"{convolution}.weight"]
+            per_filter = scale.reshape(-1, *[1] * (weight.dim() - 1))
+            found[f"{convolution}.weight"] = weight * per_filter
+            found[f"{convolution}.bias"] = shift
+        return found
+
+
+def can_fold(model: nn.Module, x: Any) -> bool:
+    """Say whether the folded model computes what the model does.
+
+    Tracing follows one path through Python code: a model that takes another one, or that draws
+    random numbers of its own, is found out by running both.
+
+    Args:
+        model: in the mode in which it is to run.
+        x: a few samples on the model's device and in its dtype.
+    """
+    folded = Folded(model)
+    if folded.module is model:
+        return False
+    tensors = dict(model.named_parameters()) | dict(model.named_buffers())
+    try:
+        with torch.no_grad(), torch.random.fork_rng():
+            load(folded.module, folded.weights(tensors))
+            torch.manual_seed(0)
+            expected = tree_flatten(model(x))[0]
+            torch.manual_seed(0)
+            found = tree_flatten(folded.module(x))[0]
+    except Exception:
+        return False
+    return len(expected) == len(found) and all(map(_agree, expected, found))
+
+
+def load(module: nn.Module, weights: Weights) -> None:
+    """Copy tensors into a module's parameters of those names, in place."""
+    for name, tensor in weights.items():
+        module.get_parameter(name).copy_(tensor)
+
+
+def _trace(model: nn.Module) -> fx.GraphModule | None:
+    before = torch.get_rng_state()
+    try:
+        traced = fx.symbolic_trace(model)
+    except Exception:
+        return None
+    finally:
+        drew = not torch.equal(before, torch.get_rng_state())
+        torch.set_rng_state(before)
+    # Tensors and random numbers made in Python code are frozen into the graph.
+    constants = any(name.startswith("_tensor_constant") for name in vars(traced))
+    hooks = any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+    return None if drew or constants or hooks else traced
+
+
+def _fold(traced: fx.GraphModule, model: nn.Module) -> list[_Pair]:
+    """Replace pairs of convolution and batch norm in the graph, in place; return their names."""
+    modules = dict(model.named_modules(remove_duplicate=False))
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    aliases = Counter(id(thing) for thing in [*modules.values(), *parameters.values()])
+    calls = Counter(node.target for node in traced.graph.nodes)
+    read = {str(n.target).rpartition(".")[0] for n in traced.graph.nodes if n.op == "get_attr"}
+
+    def is_plain(name: str) -> bool:
+        """Say whether a layer is used once and shares nothing."""
+        own = [modules[name], *modules[name].parameters()]
+        alone = all(aliases[id(thing)] == 1 for thing in own)
+        return alone and calls[name] == 1 and name not in read
+
+    pairs = []
+    for node in list(traced.graph.nodes):
+        before = node.args[0] if node.op == "call_module" and node.args else None
+        if not isinstance(before, fx.Node) or before.op != "call_module" or len(before.users) != 1:
+            continue
+        convolution, norm = modules[str(before.target)], modules[str(node.target)]
+        if type(norm) is not _NORM_AFTER.get(type(convolution)) or norm.running_mean is None:
+            continue
+        if norm.training or not (is_plain(str(before.target)) and is_plain(str(node.target))):
+            continue
+        changed = copy.deepcopy(convolution)
+        changed.bias = nn.Parameter(
+            convolution.weight.new_zeros(convolution.out_channels), requires_grad=False
+        )
+        traced.add_submodule(str(before.target), changed)
+        node.replace_all_uses_with(before)
+        traced.graph.erase_node(node)
+        pairs.append(_Pair(str(before.target), str(node.target), norm.eps))
+    if pairs:
+        traced.delete_all_unused_submodules()
+    return pairs
+
+
+def _pool_first(traced: fx.GraphModule) -> bool:
+    """Put max pooling before ReLU in the graph, in place; say whether that happened anywhere."""
+    modules = dict(traced.named_modules())
+    swapped = False
+    for pool in list(traced.graph.nodes):
+        if pool.op != "call_module" or not isinstance(modules[pool.target], _POOLS):
+            continue
+        relu = pool.args[0]
+        if modules[pool.target].return_indices or not _is_relu(relu, modules):
+            continue
+        if len(relu.users) != 1:
+            continue
+        pool.replace_all_uses_with(relu)
+        pool.replace_input_with(relu, relu.args[0])
+        relu.replace_input_with(relu.args[0], pool)
+        pool.append(relu)
+        swapped = True
+    return swapped
+
+
+def _is_relu(node: Any, modules: Mapping[str, nn.Module]) -> bool:
+    if not isinstance(node, fx.Node):
+        return False
+    if node.op == "call_module":
+        module = modules[str(node.target)]
+        return type(module) is nn.ReLU and not module.inplace
+    is_function = node.op == "call_function" and node.target in (F.relu, torch.relu)
+    return is_function and len(node.args) == 1 and not node.kwargs
+
+
+def _agree(expected: Any, found: Any) -> bool:
+    if not isinstance(expected, Tensor) or not isinstance(found, Tensor):
+        return bool(expected == found)
+    if expected.shape != found.shape:
+        return False
+    largest = float(expected.abs().max()) if expected.numel() else 0.0
+    room = torch.finfo(expected.dtype).eps ** 0.5 if expected.is_floating_point() else 0.0
+    return torch.allclose(expected, found, rtol=room, atol=room * largest, equal_nan=True)
