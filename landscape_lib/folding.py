@@ -121,7 +121,7 @@ def _trace(model: nn.Module) -> fx.GraphModule | None:
         drew = not torch.equal(before, torch.get_rng_state())
         torch.set_rng_state(before)
     # Tensors and random numbers made in Python code are frozen into the graph.
-    constants = any(name.startswith("_tensor_constant") for name in vars(traced))
+    constants = any(str(n.target).startswith("_tensor_constant") for n in traced.graph.nodes)
     hooks = any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
     return None if drew or constants or hooks else traced
 

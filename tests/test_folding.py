@@ -1,0 +1,190 @@
+"""Folded models compute the same function; models that cannot be folded are left alone."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.models import resnet18
+
+import landscape_lib as ll
+from landscape_lib.folding import Folded, can_fold, load
+
+
+def unsettled(model: nn.Module) -> nn.Module:
+    """Give batch norm statistics and factors that differ from those of a new layer."""
+    source = torch.Generator().manual_seed(5)
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            for tensor in (module.running_mean, module.bias):
+                tensor.data.copy_(torch.randn(tensor.shape, generator=source) * 0.3)
+            for tensor in (module.running_var, module.weight):
+                tensor.data.copy_(torch.rand(tensor.shape, generator=source) + 0.5)
+    return model.double().eval().requires_grad_(False)
+
+
+def images(*shape: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+
+FOLDABLE: dict[str, tuple[Callable[[], nn.Module], Tensor, int]] = {
+    "VGG-9": (lambda: ll.models.vgg9(width=0.1, seed=0), images(3, 3, 32, 32), 7),
+    "ResNet-8": (lambda: ll.models.resnet(8, width=4, seed=0), images(3, 3, 16, 16), 9),
+    "ResNet without shortcuts": (
+        lambda: ll.models.resnet(8, shortcuts=False, width=4, seed=0),
+        images(3, 3, 16, 16),
+        7,
+    ),
+    "torchvision's ResNet-18": (lambda: resnet18(weights=None), images(2, 3, 32, 32), 20),
+    "pooling only": (lambda: ll.models.small_cnn(pool=True, seed=0), images(3, 1, 28, 28), 0),
+    "volumes": (
+        lambda: nn.Sequential(nn.Conv3d(1, 3, 2, bias=False), nn.BatchNorm3d(3), nn.ReLU()),
+        images(2, 1, 4, 4, 4),
+        1,
+    ),
+    "no factors": (
+        lambda: nn.Sequential(nn.Conv1d(2, 3, 2), nn.BatchNorm1d(3), nn.ReLU(), nn.MaxPool1d(2)),
+        images(2, 2, 9),
+        1,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FOLDABLE)
+def test_folded_is_the_same_function(name: str) -> None:
+    build, x, count = FOLDABLE[name]
+    model = unsettled(build())
+    folded = Folded(model)
+    assert can_fold(model, x)
+    assert len(folded.folded) == count
+    for shift in (0.0, 0.1):  # at the weights it was made at, and at others
+        for parameter in model.parameters():
+            parameter.add_(shift * torch.ones_like(parameter))
+        tensors = dict(model.named_parameters()) | dict(model.named_buffers())
+        load(folded.module, folded.weights(tensors))
+        torch.testing.assert_close(folded.module(x), model(x), rtol=1e-10, atol=1e-10)
+
+
+def test_folding_leaves_the_model_as_it_is() -> None:
+    model = unsettled(ll.models.vgg9(width=0.1, seed=0))
+    text, before = repr(model), {n: t.clone() for n, t in model.state_dict().items()}
+    assert can_fold(model, images(2, 3, 32, 32))
+    assert repr(model) == text
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_pooling_goes_first_and_changes_no_bit() -> None:
+    model = ll.models.small_cnn(pool=True, seed=0).eval()
+    folded = Folded(model).module
+    x = torch.randn(4, 1, 28, 28)
+    x[0, 0, 3, 3] = torch.nan
+    sizes = []
+    for module in model.modules():
+        if isinstance(module, nn.ReLU):
+            module.register_forward_hook(lambda module, args, output: sizes.append(output.numel()))
+    with torch.no_grad():
+        after = folded(x)
+        # 28 x 28, 14 x 14 and 7 x 7 pixels, of which pooling leaves 14 x 14, 7 x 7 and 3 x 3.
+        assert sizes[:3] == [4 * 8 * 14**2, 4 * 32 * 7**2, 4 * 64 * 3**2]
+        sizes.clear()
+        torch.testing.assert_close(after, model(x), rtol=0, atol=0, equal_nan=True)
+        assert sizes[:3] == [4 * 8 * 28**2, 4 * 32 * 14**2, 4 * 64 * 7**2]
+
+
+class Twice(nn.Module):
+    """A convolution that is used twice, once before batch norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(2, 2, 3, padding=1)
+        self.bn = nn.BatchNorm2d(2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.bn(self.conv(x)) + self.conv(x)
+
+
+class Both(Twice):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        return self.bn(y) + y
+
+
+class Reads(Twice):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.bn(self.conv(x)) + self.conv.weight.sum()
+
+
+class Tied(Twice):
+    def __init__(self) -> None:
+        super().__init__()
+        self.other = nn.Conv2d(2, 2, 3, padding=1)
+        self.other.weight = self.conv.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.other(self.bn(self.conv(x)))
+
+
+class Branches(Twice):
+    def forward(self, x: Tensor) -> Tensor:
+        if isinstance(x, Tensor):  # tracing hands over something else
+            x = 2 * x
+        return self.bn(self.conv(x))
+
+
+class Decides(Twice):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.bn(self.conv(x)) if x.mean() > 0 else self.conv(x)
+
+
+class Draws(Twice):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.bn(self.conv(x)) + torch.rand(1)
+
+
+class Makes(Twice):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.bn(self.conv(x)) + torch.tensor([1.0])
+
+
+class Hooked(Twice):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_forward_hook(lambda module, args, output: 2 * output)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.bn(self.conv(x))
+
+
+class Batchwise(Twice):
+    def __init__(self) -> None:
+        super().__init__()
+        self.bn = nn.BatchNorm2d(2, track_running_stats=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.bn(self.conv(x))
+
+
+UNFOLDABLE = [Twice, Both, Reads, Tied, Branches, Decides, Draws, Makes, Hooked, Batchwise]
+
+
+@pytest.mark.parametrize("kind", UNFOLDABLE)
+def test_what_cannot_be_folded_is_left_alone(kind: type[nn.Module]) -> None:
+    model = kind().eval().requires_grad_(False)
+    assert not can_fold(model, torch.randn(2, 2, 5, 5))
+
+
+@pytest.mark.parametrize("kind", [k for k in UNFOLDABLE if k not in (Draws, Batchwise)])
+def test_what_cannot_be_folded_is_evaluated_as_it_is(kind: type[nn.Module]) -> None:
+    model = kind().double()
+    source = torch.Generator().manual_seed(0)
+    x = torch.randn(7, 2, 5, 5, generator=source, dtype=torch.float64)
+    direction = ll.random_direction(ll.weights_of(model), normalize=None, generator=source)
+    line = ll.Line(ll.weights_of(model), direction, [-1.0, 0.0, 0.5])
+    batches = [(x, torch.zeros(7, 2, 5, 5, dtype=torch.float64))]
+    found = ll.evaluate(model, line, batches, loss=F.mse_loss)
+    for alpha, value in zip(line.alphas, found.loss.values, strict=True):
+        with torch.no_grad():
+            model.eval()
+            output = torch.func.functional_call(model, line.weights_at(alpha), (x,))
+        assert value == pytest.approx(float(output.square().mean()), rel=1e-10)
