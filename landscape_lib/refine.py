@@ -13,7 +13,8 @@ from landscape_lib.evaluate import evaluate
 from landscape_lib.slices import Line, Plane
 
 # Halving the spacing divides the error of interpolation by 4 where the surface has a bounded second
-# derivative, by 16 where it is smoother. So a point missed by 4 tolerances has good neighbours.
+# derivative, by 16 where it is smoother. So a point missed by four times the acceptable error has
+# good neighbours.
 GAIN = 4.0
 
 
@@ -22,7 +23,7 @@ def refine(
     slice: Line | Plane,
     data: Any,
     *,
-    tolerance: float,
+    error: float,
     variable: str = "loss",
     coarsest: int = 8,
     **options: Any,
@@ -32,18 +33,18 @@ def refine(
     Every ``coarsest``-th grid point is measured first. Then the spacing is halved again and again.
     Halfway points are predicted by cubic interpolation; they are measured where a neighbour was
     mispredicted one level before by so much that halving the spacing will not bring the error below
-    ``tolerance``, and interpolated elsewhere. At last a
-    fixed random tenth as many points as were measured, from those that were not, is measured to
-    tell how large the interpolation error is.
+    ``error``, and interpolated elsewhere. At last a fixed random tenth as many points as were
+    measured, from those that were not, is measured to tell how large the interpolation error is.
 
     Args:
         model: as for ``evaluate``.
         slice: a line or plane; its axes are the finest grid.
         data: as for ``evaluate``.
-        tolerance: largest acceptable error of prediction, in units of ``variable``.
+        error: largest acceptable error of prediction, in units of ``variable``.
         variable: name of the measure that is watched.
         coarsest: spacing of the first grid, in steps of the finest; a power of 2.
-        options: passed on to ``evaluate``; with ``store`` the work can be resumed.
+        options: passed on to ``evaluate``. With ``store`` the work can be resumed; with
+            ``tolerance`` each point also takes only as many samples as it needs.
 
     Returns:
         Like the result of ``evaluate``: measured where ``measured`` is true, interpolated
@@ -53,13 +54,13 @@ def refine(
 
     Raises:
         TypeError: ``slice`` has no grid.
-        ValueError: ``tolerance`` is not above 0, ``coarsest`` is no power of 2, or unknown
+        ValueError: ``error`` is not above 0, ``coarsest`` is no power of 2, or unknown
             ``variable``.
     """
     if not isinstance(slice, (Line, Plane)):
         raise TypeError(f"slice: expected a Line or a Plane, got {type(slice).__name__}")
-    if not tolerance > 0:
-        raise ValueError(f"tolerance: expected a number above 0, got {tolerance!r}")
+    if not error > 0:
+        raise ValueError(f"error: expected a number above 0, got {error!r}")
     if coarsest < 1 or coarsest & (coarsest - 1):
         raise ValueError(f"coarsest: expected a power of 2, got {coarsest}")
     measured = np.zeros(slice.shape, dtype=bool)
@@ -82,7 +83,7 @@ def refine(
         with np.errstate(invalid="ignore"):
             missed = np.abs(dataset[variable].values - predicted)
         # NaN counts as a surprise: where nothing was predicted, or a value is not finite.
-        surprising = _near(wanted & ~(missed <= GAIN * tolerance), spacing)
+        surprising = _near(wanted & ~(missed <= GAIN * error), spacing)
         spacing //= 2
     assert dataset is not None
     return _filled(model, slice, data, dataset, measured, variable, options)
@@ -132,12 +133,12 @@ def _interpolated(
 
 def _merge(old: xr.Dataset, fresh: xr.Dataset, wanted: NDArray[np.bool_]) -> xr.Dataset:
     """Take the wanted points from the fresh dataset."""
-    seconds = old.attrs["seconds"] + fresh.attrs["seconds"]
+    spent = {name: old.attrs[name] + fresh.attrs[name] for name in ("seconds", "flops")}
     merged = {
         name: (old[name].dims, np.where(wanted, fresh[name].values, old[name].values))
         for name in old.data_vars
     }
-    return old.assign(merged).assign_attrs(fresh.attrs | {"seconds": seconds})
+    return old.assign(merged).assign_attrs(fresh.attrs | spent)
 
 
 def _filled(

@@ -105,7 +105,7 @@ def test_refinement_measures_where_the_surface_bends_and_states_its_error():
     units = [{"w": torch.tensor(u).double()} for u in ([1.0, 0.0], [0.0, 1.0])]
     plane = ll.Plane({"w": torch.zeros(2).double()}, units, axis, axis)
     full = ll.evaluate(Bumps(), plane, data, loss=F.mse_loss)
-    got = ll.refine(Bumps(), plane, data, loss=F.mse_loss, tolerance=0.01)
+    got = ll.refine(Bumps(), plane, data, loss=F.mse_loss, error=0.01)
     error = np.abs(got.loss - full.loss)
     assert got.loss.where(got.measured).equals(full.loss.where(got.measured))
     assert float(error.max()) < 0.05
@@ -117,13 +117,30 @@ def test_refinement_measures_where_the_surface_bends_and_states_its_error():
     assert np.isnan(got.loss_se.where(~got.measured)).all()
 
 
+def test_refinement_with_a_tolerance_takes_fewer_samples_at_fewer_points(trained):
+    model, _, data, _ = trained
+    weights = ll.weights_of(model)
+    source = torch.Generator().manual_seed(2)
+    axis = np.linspace(-1, 1, 17)
+    plane = ll.Plane(weights, ll.random_directions(weights, 2, generator=source), axis, axis)
+    full = ll.evaluate(model, plane, data)
+    room = 0.03 * float(full.loss.max() - full.loss.min())
+    got = ll.refine(model, plane, data, error=room, tolerance=room, metrics={})
+    assert got.measured.sum() < full.loss.size
+    assert (got.samples.where(got.measured, 0) <= len(data.x)).all()
+    assert got.attrs["flops"] < full.attrs["flops"]
+    work = float(got.samples.where(got.measured, 0).sum() / full.samples.sum())
+    assert got.attrs["flops"] == pytest.approx(full.attrs["flops"] * work)
+    assert float(np.sqrt(((got.loss - full.loss) ** 2).mean())) < room
+
+
 def test_refinement_of_a_line_with_a_tiny_tolerance_measures_everything():
     data = type("One", (), {"x": torch.ones(1, 1).double(), "y": torch.zeros(1, 1).double()})
     line = ll.Line(
         {"w": torch.zeros(2).double()}, {"w": torch.ones(2).double()}, np.linspace(-1, 1, 18)
     )
     full = ll.evaluate(Bumps(), line, data, loss=F.mse_loss)
-    got = ll.refine(Bumps(), line, data, loss=F.mse_loss, tolerance=1e-12)
+    got = ll.refine(Bumps(), line, data, loss=F.mse_loss, error=1e-12)
     assert got.measured.all() and got.loss.equals(full.loss)
     assert math.isnan(got.attrs["refine_error"])
 

@@ -1,0 +1,141 @@
+"""(a) Against the usual loop and the loss-landscapes package; (b) against the machine's own rate.
+
+Every network is evaluated on one plane, by all in turn, several rounds long. The others run in a
+process of their own (see others.py); only one process works at a time. It takes a quarter of an
+hour. ``pip install loss-landscapes`` first; without it that column is left out.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import bench
+import numpy as np
+import torch
+
+import landscape_lib as ll
+
+ROUNDS = 6
+OTHERS = ["usual", "package"] if importlib.util.find_spec("loss_landscapes") else ["usual"]
+
+
+class Others:
+    """The other process: it computes when asked, and waits in between."""
+
+    def __init__(self, case: bench.Case, plane: ll.Plane, data: Any, folder: Path) -> None:
+        task = {
+            "networks": ll.models.__file__,
+            "build": case.build,
+            "arguments": case.arguments,
+            "weights": plane.origin,
+            "directions": list(plane.directions),
+            "axis": plane.alphas.tolist(),
+            "x": data.x,
+            "y": data.y,
+        }
+        torch.save(task, folder / "task.pt")
+        command = [sys.executable, str(Path(__file__).with_name("others.py")), folder / "task.pt"]
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def ask(self, job: str) -> list[list[float]]:
+        """Return loss, and accuracy where it is computed, at every point."""
+        assert self.process.stdin is not None and self.process.stdout is not None
+        print(job, file=self.process.stdin, flush=True)
+        values: list[list[float]] = json.loads(self.process.stdout.readline())["values"]
+        return values
+
+    def __exit__(self, *exception: object) -> None:
+        self.process.communicate()
+
+    def __enter__(self) -> Others:
+        return self
+
+
+def compare(case: bench.Case) -> dict[str, Any]:
+    """Measure one network."""
+    model, plane, data = bench.setup(case)
+    found: dict[str, Any] = {}
+
+    def ours(**options: Any) -> Callable[[], None]:
+        name = json.dumps({key: str(value) for key, value in options.items()})
+
+        def job() -> None:
+            found[name] = ll.evaluate(model, plane, data, progress=False, **options)
+
+        return job
+
+    with tempfile.TemporaryDirectory() as folder, Others(case, plane, data, Path(folder)) as others:
+
+        def theirs(job: str) -> Callable[[], None]:
+            return lambda: found.update({job: np.array(others.ask(job))})
+
+        options: dict[str, dict[str, Any]] = {
+            "float32": {},
+            "float32 loop": {"method": "loop"},
+            "bfloat16": {"dtype": torch.bfloat16},
+        }
+        jobs = {name: theirs(name) for name in OTHERS}
+        jobs |= {name: ours(**given) for name, given in options.items()}
+        seconds = bench.in_turn(jobs, ROUNDS)
+    exact = ll.evaluate(model, plane, data, dtype=torch.float64, progress=False)
+    rows = {}
+    for name, times in seconds.items():
+        row: dict[str, Any] = bench.summary(times)
+        row["speedup"] = round(min(seconds["usual"]) / min(times), 2)
+        row["speedup_median"] = round(float(np.median(np.divide(seconds["usual"], times))), 2)
+        if name in OTHERS:
+            loss = found[name][:, 0].reshape(exact.loss.shape)
+        else:
+            given = {key: str(value) for key, value in options[name].items()}
+            result = found[json.dumps(given)]
+            loss = result.loss.values
+            row["method"] = result.attrs["method"]
+            row["gflops"] = round(result.attrs["flops"] / min(times) / 1e9, 1)
+        # loss-landscapes is one step ahead in every other row; the rest is compared.
+        rows_right = np.s_[1::2] if name == "package" else np.s_[:]
+        apart = np.abs(loss - exact.loss.values) / exact.loss.values
+        row["largest_relative_error"] = float(f"{apart[rows_right].max():.1e}")
+        if name == "package":
+            row["in_all_rows"] = float(f"{apart.max():.1e}")
+        rows[name] = row
+        print(f"    {name}: {row}")
+    return {
+        "images": case.images,
+        "points": len(plane),
+        "gflop_per_image": round(exact.attrs["flops"] / case.images / len(plane) / 1e9, 6),
+        "rows": rows,
+    }
+
+
+def main() -> None:
+    """Measure all networks, or those named on the command line."""
+    chosen = sys.argv[1:] or list(bench.NETWORKS)
+    before = {str(d)[6:]: bench.convolution_rates(d) for d in (torch.float32, torch.bfloat16)}
+    networks = {}
+    for name in chosen:
+        print(name)
+        networks[name] = compare(bench.NETWORKS[name])
+    after = {str(d)[6:]: bench.convolution_rates(d) for d in (torch.float32, torch.bfloat16)}
+    rates = {
+        dtype: {k: max(v, after[dtype][k]) for k, v in found.items()}
+        for dtype, found in before.items()
+    }
+    for network in networks.values():
+        for name, row in network["rows"].items():
+            if "gflops" in row:
+                best = max(rates[name.split()[0]].values())
+                row["share_of_convolution_rate"] = round(row["gflops"] / best, 3)
+    bench.write("against", convolution_gflops=rates, rounds=ROUNDS, networks=networks)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,116 @@
+"""What all benchmarks share: jobs timed in turn, a description of the machine, results as JSON."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import landscape_lib as ll
+
+RESULTS = Path(__file__).parent / "results"
+
+
+class Case(NamedTuple):
+    """A network of ``landscape_lib.models`` with its arguments, image shape, images, points a side.
+
+    The images are random: the time does not depend on them.
+    """
+
+    build: str
+    arguments: dict[str, Any]
+    shape: tuple[int, ...]
+    images: int
+    side: int
+
+
+NETWORKS = {
+    "small CNN with pooling": Case("small_cnn", {"pool": True}, (1, 28, 28), 2048, 4),
+    "small CNN": Case("small_cnn", {}, (1, 28, 28), 512, 4),
+    "VGG-9, quarter width": Case("vgg9", {"width": 0.25}, (3, 32, 32), 1024, 4),
+    "VGG-9": Case("vgg9", {}, (3, 32, 32), 512, 3),
+    "ResNet-20": Case("resnet", {"depth": 20}, (3, 32, 32), 512, 4),
+    "MLP": Case("mlp", {}, (1, 28, 28), 4096, 5),
+}
+
+
+def setup(case: Case) -> tuple[nn.Module, ll.Plane, SimpleNamespace]:
+    """Return a network, a plane through it and data."""
+    model = getattr(ll.models, case.build)(**case.arguments, seed=0).eval()
+    source = torch.Generator().manual_seed(0)
+    weights = ll.weights_of(model)
+    directions = ll.random_directions(weights, 2, generator=source)
+    axis = np.arange(case.side) / case.side  # where the loss-landscapes package starts and steps
+    data = SimpleNamespace(
+        x=torch.rand(case.images, *case.shape, generator=source),
+        y=torch.randint(0, 10, (case.images,), generator=source),
+    )
+    return model, ll.Plane(weights, directions, axis, axis), data
+
+
+def in_turn(jobs: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
+    """Time every job once per round, so that all meet the same disturbances; seconds per round."""
+    seconds: dict[str, list[float]] = {name: [] for name in jobs}
+    for job in jobs.values():
+        job()
+    for k in range(rounds):
+        for name, job in jobs.items():
+            started = time.perf_counter()
+            job()
+            seconds[name].append(time.perf_counter() - started)
+            print(f"  round {k + 1}: {name} {seconds[name][-1]:.3f} s", file=sys.stderr)
+    return seconds
+
+
+def summary(seconds: list[float]) -> dict[str, float]:
+    """Return the best and the median of some times, rounded."""
+    return {"best": round(min(seconds), 4), "median": round(float(np.median(seconds)), 4)}
+
+
+def convolution_rates(dtype: torch.dtype) -> dict[str, float]:
+    """Measure 3x3 convolutions of VGG-9's shapes, channels-last, best of several; GFLOP/s."""
+    rates = {}
+    for channels, side in ((64, 32), (128, 16), (256, 8)):
+        shape = (64, channels, side, side)
+        x = torch.randn(shape).to(dtype, memory_format=torch.channels_last)
+        w = torch.randn(channels, channels, 3, 3).to(dtype, memory_format=torch.channels_last)
+        with torch.no_grad():
+            seconds = in_turn({"": lambda x=x, w=w: F.conv2d(x, w, padding=1)}, 20)[""]
+        flops = 2 * 64 * side**2 * channels**2 * 9
+        rates[f"{channels} to {channels} channels, {side}x{side}"] = flops / min(seconds) / 1e9
+    return {name: round(rate, 1) for name, rate in rates.items()}
+
+
+def machine() -> dict[str, Any]:
+    """Describe where a benchmark ran."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return {
+        "processor": ll.runtime.device_name(torch.device("cpu")),
+        "cores": os.cpu_count(),
+        "memory_gib": round(memory / 2**30, 1),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "landscape_lib": ll.__version__,
+        "date": datetime.date.today().isoformat(),
+    }
+
+
+def write(name: str, **content: Any) -> None:
+    """Write one result."""
+    path = RESULTS / f"{name}.json"
+    with ll.runtime.atomic_path(path) as temporary:
+        temporary.write_text(json.dumps({"machine": machine()} | content, indent=1) + "\n")
+    print(f"wrote {path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path.name}")
