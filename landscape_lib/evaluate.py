@@ -141,6 +141,7 @@ def evaluate(
     check_like(slice.origin, weights, "slice", "the model's parameters")
     check_policy(model, batchnorm)
     _check_choice("method", method, METHODS)
+    batchnorm, method = str(batchnorm), str(method)  # numpy's strings are no netCDF attributes
     if method == "vmap" and batchnorm == "reestimated":
         raise ValueError("method: batchnorm='reestimated' needs 'loop' or 'auto', got 'vmap'")
     if batch_size is not None:

@@ -17,6 +17,7 @@ from landscape_lib.runtime import free_memory
 # What a forward pass may keep in the caches of a CPU. Measured: the small CNN, VGG-9 and ResNet-20
 # are fastest where the largest layer's input and output take 5 to 15 MiB.
 CACHE_BYTES = 16 << 20
+CPU_BYTES = 256 << 20
 DEFAULT_BATCH = 512
 
 
@@ -72,8 +73,8 @@ def batch_for_cache(work: Workload) -> int:
 def points_at_once(work: Workload, parameters: int, samples: int, device: torch.device) -> int:
     """Return how many points to evaluate in one ``vmap`` call, at least 1.
 
-    They take half of the free memory of an accelerator; on a CPU 64 MiB for weights and 32,768
-    samples, since more gains nothing there.
+    They may take half of the free memory of an accelerator; on a CPU, where more gains nothing,
+    256 MiB, and 32,768 samples in all.
 
     Args:
         work: of one sample.
@@ -81,9 +82,9 @@ def points_at_once(work: Workload, parameters: int, samples: int, device: torch.
         samples: per forward pass.
         device: where it runs.
     """
-    weights = 4 * parameters  # bytes, in float32
-    if device.type == "cpu":
-        return max(1, min((64 << 20) // weights, (32 << 10) // samples))
     activations = 0.0 if math.isnan(work.activations) else work.activations
-    # A point's weights are there as a vector, folded, and in the dtype of the computation.
-    return max(1, int(0.5 * free_memory(device) / (3 * weights + samples * activations)))
+    # A point's weights are there as a float32 vector, folded, and in the dtype of the computation.
+    bytes_per_point = 3 * 4 * parameters + samples * activations
+    if device.type == "cpu":
+        return max(1, min(int(CPU_BYTES / bytes_per_point), (32 << 10) // samples))
+    return max(1, int(0.5 * free_memory(device) / bytes_per_point))

@@ -358,3 +358,11 @@ def test_float32_and_bfloat16_stay_close_and_say_so():
     np.testing.assert_allclose(single.loss, exact.loss, rtol=1e-5)
     np.testing.assert_allclose(half.loss, exact.loss, rtol=5e-2)
     assert (exact.attrs["dtype"], half.attrs["dtype"]) == ("float64", "bfloat16")
+
+
+def test_result_can_be_saved_whatever_kind_of_text_named_its_settings(tmp_path):
+    model, data = CASES["mlp"].build()
+    options = {"batchnorm": np.str_("batch"), "method": np.str_("loop")}
+    ll.evaluate(model, make_plane(model), data, **options).to_netcdf(
+        tmp_path / "surface.nc", engine="h5netcdf"
+    )
