@@ -45,6 +45,8 @@ __all__ = [
     "figures",
     "load_weights",
     "models",
+    "mpo",
+    "patterns",
     "pca_directions",
     "plots",
     "random_direction",
@@ -65,6 +67,6 @@ runtime.keep_freed_memory()
 
 def __getattr__(name: str) -> Any:
     # Imported on first use: evaluation needs none of them.
-    if name in ("figures", "plots", "widgets"):
+    if name in ("figures", "mpo", "patterns", "plots", "widgets"):
         return importlib.import_module(f"landscape_lib.{name}")
     raise AttributeError(f"module 'landscape_lib' has no attribute {name!r}")

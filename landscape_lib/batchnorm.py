@@ -14,10 +14,14 @@ measured these statistics no longer fit, and it has to be said which ones are us
 
 The last two make the loss indifferent to the scale of the weights before the layer; the first two
 do not.
+
+:func:`mean_zero` stores the scales of batch norm around zero, for multi-point optimisation.
 """
 
 from __future__ import annotations
 
+import copy
+from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -25,6 +29,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from landscape_lib import runtime
 from landscape_lib.weights import Weights, check_like
 
 POLICIES = ("frozen", "interpolated", "reestimated", "batch")
@@ -170,3 +175,82 @@ def reestimate(model: nn.Module, inputs: Iterable[Any]) -> None:
         for layer, training, momentum in before:
             layer.train(training)
             layer.momentum = momentum
+
+
+# How the scales of mean-zero batch norm start, and what the forward pass adds to them.
+OFFSETS = {"paper": 0.5, "code": 1.0}
+
+
+class MeanZeroScale(nn.Module):
+    """Scale and shift per channel, ``x * (weight + offset) + bias``, with weights around zero.
+
+    After batch norm without a scale of its own this is ordinary batch norm whose scale is stored
+    less an offset (MPO paper, appendix C).
+
+    Args:
+        channels: size of dimension 1 of the input.
+        initialization: ``"paper"`` draws weights from U[-1/2, 1/2] and adds 1/2, so that scales
+            start in [0, 1]; ``"code"``, the authors' program, starts at 0 and adds 1.
+    """
+
+    def __init__(self, channels: int, initialization: str = "paper") -> None:
+        super().__init__()
+        if initialization not in OFFSETS:
+            raise ValueError(
+                f"initialization: expected one of {tuple(OFFSETS)}, got {initialization!r}"
+            )
+        self.initialization = initialization
+        self.weight = nn.Parameter(torch.empty(channels))
+        self.bias = nn.Parameter(torch.empty(channels))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the weights anew; shifts start at 0."""
+        spread = 0.5 if self.initialization == "paper" else 0.0
+        nn.init.uniform_(self.weight, -spread, spread)
+        nn.init.zeros_(self.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, channels, ...) to the same shape."""
+        shape = (-1,) + (1,) * (x.dim() - 2)
+        return x * (self.weight + OFFSETS[self.initialization]).view(shape) + self.bias.view(shape)
+
+    def extra_repr(self) -> str:
+        """Name the initialisation, which is part of the function."""
+        return f"{len(self.weight)}, initialization={self.initialization!r}"
+
+
+def mean_zero(model: nn.Module, initialization: str = "paper", seed: int = 0) -> nn.Module:
+    """Return a copy of a model whose batch-norm layers store their scales around zero.
+
+    Orthogonalisation subtracts one weight vector from another. Scales near 1 would come out
+    negative, which they are not meant to be; scales stored around zero are weights like any others
+    (MPO paper, appendix C). Each batch-norm layer becomes one without a scale, called ``norm``,
+    and a :class:`MeanZeroScale`, called ``scale``.
+
+    Args:
+        model: any module with batch-norm layers that have a scale.
+        initialization: ``"paper"`` or ``"code"``, see :class:`MeanZeroScale`.
+        seed: of the scales.
+
+    Raises:
+        ValueError: unknown ``initialization``, or no such layers.
+    """
+    if initialization not in OFFSETS:
+        raise ValueError(
+            f"initialization: expected one of {tuple(OFFSETS)}, got {initialization!r}"
+        )
+    changed = copy.deepcopy(model)
+    found = [n for n, m in changed.named_modules() if isinstance(m, _BatchNorm) and m.affine and n]
+    if not found:
+        raise ValueError(f"model: {type(model).__name__} has no batch-norm layers with a scale")
+    with runtime.isolated_random_state(seed):
+        for name in found:
+            layer = changed.get_submodule(name)
+            assert isinstance(layer, _BatchNorm)
+            scale = MeanZeroScale(layer.num_features, initialization).to(layer.weight)
+            layer.affine = False
+            layer.weight = layer.bias = None  # type: ignore[assignment]
+            pair = nn.Sequential(OrderedDict(norm=layer, scale=scale)).train(layer.training)
+            changed.set_submodule(name, pair)
+    return changed
