@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from numbers import Real
 from typing import Any
@@ -17,7 +16,6 @@ import torch.nn.functional as F
 import xarray as xr
 from numpy.typing import ArrayLike
 from torch import nn
-from tqdm import tqdm
 
 from landscape_lib import runtime
 from landscape_lib.batches import (
@@ -30,22 +28,18 @@ from landscape_lib.batches import (
     split,
 )
 from landscape_lib.batchnorm import check_policy, check_statistics, clamped
-from landscape_lib.distribute import run_chunks
-from landscape_lib.fingerprint import Fingerprint, describe_callable, digest, to_json
+from landscape_lib.fingerprint import describe_callable, digest, to_json
 from landscape_lib.measures import Measure, Measures, mean_and_error
-from landscape_lib.points import Indices, Points, Task, choose_method
+from landscape_lib.points import Indices, Points
 from landscape_lib.slices import FloatArray, Slice
-from landscape_lib.surface_store import SurfaceStore
+from landscape_lib.task import Task, choose_method, run_all
 from landscape_lib.weights import Weights, check_like, weights_of
-from landscape_lib.workload import DEFAULT_BATCH, batch_for_cache, points_at_once
+from landscape_lib.workload import DEFAULT_BATCH, batch_for_cache
 
 METHODS = ("auto", "loop", "vmap")
 
 # Samples on which model, loss and metrics are tried before any work.
 TRIED = 32
-
-# Points that an accelerator is given without waiting for their results.
-POINTS_QUEUED = 16
 
 # Samples whose outputs are measured in one go, so that measuring costs little beside computing.
 MEASURED_TOGETHER = 4096
@@ -102,7 +96,7 @@ def evaluate(
             by default. Sums over samples are always float64.
         method: ``"loop"`` goes point by point, ``"vmap"`` runs ``chunk_size`` points at once: same
             numbers up to rounding. ``"auto"`` takes ``"vmap"`` where launching small operations
-            costs more than the arithmetic (see ``points.choose_method``) and the model allows it;
+            costs more than the arithmetic (see ``task.choose_method``) and the model allows it;
             the result says which.
         samples: evaluate a random subset of this size, the same at every point.
         tolerance: stop at each point as soon as the standard errors of loss and metrics are all
@@ -198,6 +192,7 @@ def evaluate(
         if reference is not None:
             stages = [at.with_reference(stage, measures, reference) for stage in stages]
             names += tuple(f"{name}_difference" for name in measures.names)
+        stages = at.cut_first_layer(stages)
         task = Task(at, measures, stages, names, method, tolerance, float(population))
         fingerprint = {
             "model": digest([repr(model), dict(model.named_buffers())]),
@@ -214,7 +209,7 @@ def evaluate(
             "tolerance": str((tolerance, population) if tolerance else None),
             "reference": digest(reference),
         }
-        values = _evaluate_all(task, wanted, chunk_size, store, executor, fingerprint, progress)
+        values = run_all(task, wanted, chunk_size, store, executor, fingerprint, progress)
     attributes = {
         "fingerprint": to_json(fingerprint),
         "batchnorm": batchnorm,
@@ -231,56 +226,6 @@ def evaluate(
         coefficients = torch.from_numpy(slice.coefficients(slice.coordinates))
         attributes["variance_clamped_points"] = int(clamped(along, coefficients).sum())
     return _dataset(slice, names, values, float(population), attributes)
-
-
-def _evaluate_all(
-    task: Task,
-    wanted: Indices,
-    chunk_size: int | None,
-    store: str | os.PathLike[str] | None,
-    executor: Executor | None,
-    fingerprint: Fingerprint,
-    progress: bool,
-) -> FloatArray:
-    """Return values of shape (K, measures * 2 + 1), through the store if there is one."""
-    total = len(task.points.slice)
-    columns = [f"{n}{power}" for n in task.names for power in ("", "_squared")]
-    columns.append("samples")
-    values, pending, kept = np.full((total, len(columns)), np.nan), wanted, None
-    if store is not None:
-        kept = SurfaceStore(store, fingerprint, total, tuple(columns))
-        values, pending = kept.values, wanted[~kept.done[wanted]]
-    if task.method == "loop":
-        # An accelerator works on while the next points are prepared; a CPU gains nothing.
-        chunk_size = 1 if task.points.device.type == "cpu" else POINTS_QUEUED
-    elif chunk_size is None:
-        first = task.stages[0][0]
-        points = task.points
-        chunk_size = points_at_once(
-            points.work, points.count, first.size // len(first.passes), points.device
-        )
-    bar = tqdm(
-        desc=f"{tqdm.format_sizeof(task.flops_per_point)}FLOP/point",
-        total=len(wanted),
-        initial=len(wanted) - len(pending),
-        unit="point",
-        delay=2,
-        disable=not progress,
-    )
-    chunks = [pending[k : k + chunk_size] for k in range(0, len(pending), chunk_size)]
-    if executor is None:
-        finished: Iterable[tuple[Indices, FloatArray]] = ((c, task.run(c)) for c in chunks)
-    else:
-        finished = run_chunks(executor, task, chunks)
-    with bar, kept or contextlib.nullcontext():
-        for indices, found in finished:
-            values[indices] = found
-            if kept is not None:
-                kept.write(indices, values[indices])
-            bar.update(len(indices))
-    chosen = np.full_like(values, np.nan)
-    chosen[wanted] = values[wanted]
-    return chosen
 
 
 def _dataset(

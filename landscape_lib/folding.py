@@ -42,7 +42,7 @@ class Folded:
     def __init__(self, model: nn.Module) -> None:
         self.module: nn.Module = model
         self._pairs: list[_Pair] = []
-        traced = _trace(model)
+        traced = trace(model)
         if traced is None:
             return
         self._pairs = _fold(traced, model)
@@ -93,13 +93,19 @@ def can_fold(model: nn.Module, x: Any) -> bool:
     if folded.module is model:
         return False
     tensors = dict(model.named_parameters()) | dict(model.named_buffers())
+    with torch.no_grad():
+        load(folded.module, folded.weights(tensors))
+    return same_output(model, folded.module, x)
+
+
+def same_output(first: nn.Module, second: nn.Module, x: Any) -> bool:
+    """Say whether two models give the same for the same inputs, up to rounding."""
     try:
         with torch.no_grad(), torch.random.fork_rng():
-            load(folded.module, folded.weights(tensors))
             torch.manual_seed(0)
-            expected = tree_flatten(model(x))[0]
+            expected = tree_flatten(first(x))[0]
             torch.manual_seed(0)
-            found = tree_flatten(folded.module(x))[0]
+            found = tree_flatten(second(x))[0]
     except Exception:
         return False
     return len(expected) == len(found) and all(map(_agree, expected, found))
@@ -111,7 +117,8 @@ def load(module: nn.Module, weights: Weights) -> None:
         module.get_parameter(name).copy_(tensor)
 
 
-def _trace(model: nn.Module) -> fx.GraphModule | None:
+def trace(model: nn.Module) -> fx.GraphModule | None:
+    """Return the graph of a model, ``None`` where it would not say all that the model does."""
     before = torch.get_rng_state()
     try:
         traced = fx.symbolic_trace(model)
@@ -126,20 +133,25 @@ def _trace(model: nn.Module) -> fx.GraphModule | None:
     return None if drew or constants or hooks else traced
 
 
-def _fold(traced: fx.GraphModule, model: nn.Module) -> list[_Pair]:
-    """Replace pairs of convolution and batch norm in the graph, in place; return their names."""
+def plain_layers(traced: fx.GraphModule, model: nn.Module) -> set[str]:
+    """Return the names of the layers that are called once, share nothing and are not altered."""
     modules = dict(model.named_modules(remove_duplicate=False))
     parameters = dict(model.named_parameters(remove_duplicate=False))
     aliases = Counter(id(thing) for thing in [*modules.values(), *parameters.values()])
-    calls = Counter(node.target for node in traced.graph.nodes)
+    calls = Counter(str(n.target) for n in traced.graph.nodes if n.op == "call_module")
     read = {str(n.target).rpartition(".")[0] for n in traced.graph.nodes if n.op == "get_attr"}
 
-    def is_plain(name: str) -> bool:
-        """Say whether a layer is used once and shares nothing."""
+    def shares_nothing(name: str) -> bool:
         own = [modules[name], *modules[name].parameters()]
-        alone = all(aliases[id(thing)] == 1 for thing in own)
-        return alone and calls[name] == 1 and name not in read
+        return all(aliases[id(thing)] == 1 for thing in own) and "forward" not in vars(own[0])
 
+    return {n for n, count in calls.items() if count == 1 and n not in read and shares_nothing(n)}
+
+
+def _fold(traced: fx.GraphModule, model: nn.Module) -> list[_Pair]:
+    """Replace pairs of convolution and batch norm in the graph, in place; return their names."""
+    modules = dict(model.named_modules())
+    plain = plain_layers(traced, model)
     pairs = []
     for node in list(traced.graph.nodes):
         before = node.args[0] if node.op == "call_module" and node.args else None
@@ -148,7 +160,7 @@ def _fold(traced: fx.GraphModule, model: nn.Module) -> list[_Pair]:
         convolution, norm = modules[str(before.target)], modules[str(node.target)]
         if type(norm) is not _NORM_AFTER.get(type(convolution)) or norm.running_mean is None:
             continue
-        if norm.training or not (is_plain(str(before.target)) and is_plain(str(node.target))):
+        if norm.training or not plain >= {str(before.target), str(node.target)}:
             continue
         changed = copy.deepcopy(convolution)
         changed.bias = nn.Parameter(
@@ -198,6 +210,6 @@ def _agree(expected: Any, found: Any) -> bool:
         return bool(expected == found)
     if expected.shape != found.shape:
         return False
-    largest = float(expected.abs().max()) if expected.numel() else 0.0
+    largest = float(expected.nan_to_num(0.0, 0.0, 0.0).abs().max()) if expected.numel() else 0.0
     room = torch.finfo(expected.dtype).eps ** 0.5 if expected.is_floating_point() else 0.0
     return torch.allclose(expected, found, rtol=room, atol=room * largest, equal_nan=True)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -13,19 +14,15 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from landscape_lib import batchnorm
-from landscape_lib.batches import Batch, Group, group, move, own, reads_channels_last
+from landscape_lib import batchnorm, first_layer
+from landscape_lib.batches import Batch, Group, group, move, reads_channels_last
 from landscape_lib.folding import Folded, can_fold, load
-from landscape_lib.measures import Measures, mean_and_error
-from landscape_lib.slices import FloatArray, Slice
+from landscape_lib.measures import Measures
+from landscape_lib.slices import Slice
 from landscape_lib.weights import Weights, flatten, unflatten
-from landscape_lib.workload import Workload, workload
+from landscape_lib.workload import workload
 
 Indices = NDArray[np.int64]
-
-# Operations in a forward pass up to which a CPU is faster with many points at once.
-SMALL_CONVOLUTIONS = 5e7
-SMALL_PRODUCTS = 5e8
 
 
 class Points:
@@ -58,6 +55,7 @@ class Points:
         self.slice = slice
         self.seed = seed
         self.policy = policy
+        self._cut = False
         self._probe = copy.deepcopy(model).train(training).requires_grad_(False)
         batchnorm.follow_running_statistics(self._probe)
         if policy == "batch":
@@ -103,8 +101,11 @@ class Points:
         # Made anew in every process: a traced model does not travel well.
         self._folded = Folded(self._probe) if self._foldable else None
         self._forward = self._folded.module.to(self.dtype) if self._folded else self._probe
-        self._present = {name for name, _ in self._forward.named_parameters()}
-        self._present |= {name for name, _ in self._forward.named_buffers()}
+        found = first_layer.cut(self._forward) if self._cut else None
+        self._forward = found.rest if found else self._forward
+        # All names of what is shared: the model and its graph may each list another one first.
+        self._present = {n for n, _ in self._forward.named_parameters(remove_duplicate=False)}
+        self._present |= {n for n, _ in self._forward.named_buffers(remove_duplicate=False)}
 
     def _stored(self, weights: Mapping[str, Tensor]) -> Weights:
         """Return the weights with the axes of filters in the order in which they are stored."""
@@ -196,12 +197,35 @@ class Points:
             there = {name: weights[name].to(self._basis) for name in self._parameters}
             self._move_to(flatten(self._stored(there)))
             return [
-                replace(g, reference=measures.values(self._output(g), g.y, g.size)[0])
+                replace(g, reference=measures.values(self._output(g.passes), g.y, g.size)[0])
                 for g in groups
             ]
 
-    def _output(self, group: Group) -> Any:
-        return _joined([self._forward(x) for x in group.passes])
+    @torch.no_grad()
+    def cut_first_layer(self, stages: list[list[Group]]) -> list[list[Group]]:
+        """Return the groups with outputs of the first layer for inputs, if that saves work.
+
+        The points then run only what follows that layer.
+        """
+        passes = [x for stage in stages for group in stage for x in group.passes]
+        basis = [self._views(vector) for vector in self._basis]
+        outputs = first_layer.outputs(self._forward, passes, basis, len(self.slice))
+        if outputs is None:
+            return stages
+        self._cut = True
+        self._tie()
+        left = iter(outputs)
+        return [
+            [replace(g, passes=tuple(islice(left, len(g.passes)))) for g in stage]
+            for stage in stages
+        ]
+
+    def _input(self, x: Any, coefficients: Tensor) -> Any:
+        """Return what the model reads at a point, or what its first layer gives there."""
+        return first_layer.combine(coefficients, x).to(self.dtype) if self._cut else x
+
+    def _output(self, passes: Iterable[Any]) -> Any:
+        return _joined([self._forward(x) for x in passes])
 
     def _by_loop(self, index: int, groups: list[Group], measures: Measures) -> Tensor:
         coefficients = self._coefficients(np.array([index]))
@@ -209,7 +233,10 @@ class Points:
         if self.policy == "interpolated":
             statistics = {n: t[0] for n, t in self._statistics_at(coefficients).items()}
         self._move_to((coefficients @ self._basis)[0], statistics)
-        parts = [measures.sums(self._output(g), g.y, g.size, g.reference) for g in groups]
+        parts = []
+        for g in groups:
+            output = self._output(self._input(x, coefficients[0]) for x in g.passes)
+            parts.append(measures.sums(output, g.y, g.size, g.reference))
         return torch.stack(parts).sum(0)
 
     def _by_vmap(self, indices: Indices, groups: list[Group], measures: Measures) -> Tensor:
@@ -219,107 +246,23 @@ class Points:
             statistics = self._statistics_at(coefficients)
         torch.manual_seed(self.seed)
 
-        def at_point(vector: Tensor, statistics: Weights, group: Group) -> Tensor:
+        def at_point(
+            coefficients: Tensor, vector: Tensor, statistics: Weights, group: Group
+        ) -> Tensor:
             found = self._views(vector) | statistics
             found |= self._folded_at(vector, statistics or self._fixed)
             weights = {n: t.to(self.dtype) for n, t in found.items() if n in self._present}
-            outputs = [functional_call(self._forward, weights, (x,)) for x in group.passes]
+            inputs = (self._input(x, coefficients) for x in group.passes)
+            outputs = [functional_call(self._forward, weights, (x,)) for x in inputs]
             return measures.sums(_joined(outputs), group.y, group.size, group.reference)
 
         parts = [
-            vmap(at_point, in_dims=(0, 0, None), randomness="same")(
-                coefficients @ self._basis, statistics, group
+            vmap(at_point, in_dims=(0, 0, 0, None), randomness="same")(
+                coefficients, coefficients @ self._basis, statistics, group
             )
             for group in groups
         ]
         return torch.stack(parts).sum(0)
-
-
-@dataclass
-class Task:
-    """All that is needed to evaluate points, here or in another process.
-
-    Attributes:
-        points: the model along the slice.
-        measures: what is measured.
-        stages: lists of groups; later stages are needed only while errors are too large.
-        names: of the measures, and of their differences from a reference if there is one.
-        method: ``"loop"`` or ``"vmap"``.
-        tolerance: largest standard error, or ``None``.
-        population: number of samples that the means stand for.
-    """
-
-    points: Points
-    measures: Measures
-    stages: list[list[Group]]
-    names: tuple[str, ...]
-    method: str
-    tolerance: float | None
-    population: float
-
-    def __getstate__(self) -> dict[str, Any]:
-        # A group is a view of all data, and would be pickled with all of it.
-        return vars(self) | {"stages": [[own(g) for g in stage] for stage in self.stages]}
-
-    @property
-    def flops_per_point(self) -> float:
-        """Operations at one point where all samples are needed."""
-        return self.points.work.flops * sum(g.size for stage in self.stages for g in stage)
-
-    def run(self, indices: Indices) -> FloatArray:
-        """Return sums and samples at some points, shape (k, names * 2 + 1)."""
-        values = np.zeros((len(indices), len(self.names) * 2 + 1))
-        active = np.arange(len(indices))
-        try:
-            with torch.no_grad():
-                for stage in self.stages:
-                    sums = self.points.sums(indices[active], stage, self.measures, self.method)
-                    values[active, :-1] += sums.cpu().numpy().reshape(len(active), -1)
-                    values[active, -1] += sum(group.size for group in stage)
-                    active = active[self._too_uncertain(values[active])]
-                    if not active.size:
-                        break
-        except Exception as error:
-            error.add_note(f"landscape_lib.evaluate: at {self.points.describe(indices)}")
-            raise
-        return values
-
-    def _too_uncertain(self, values: FloatArray) -> NDArray[np.bool_]:
-        if self.tolerance is None:
-            return np.ones(len(values), dtype=bool)
-        sums = values[:, :-1].reshape(len(values), -1, 2)
-        mean, error = mean_and_error(sums, values[:, -1:], self.population)
-        # Where a mean is not finite, more samples cannot make it so; where there is no standard
-        # error, all samples are used.
-        with np.errstate(invalid="ignore"):
-            return np.any(np.isfinite(mean) & ~(error <= self.tolerance), axis=1)
-
-
-def choose_method(
-    model: nn.Module, device: torch.device, work: Workload, batch: int, policy: str
-) -> str:
-    """Return ``"loop"`` or ``"vmap"`` by a rule that gives the same answer every time.
-
-    On an accelerator a small network is bound by launches, so points are batched. On a CPU grouped
-    convolutions are slower than plain ones, so that convolutional networks gain only where a
-    forward pass is so small that the interpreter's overhead dominates (``benchmarks/methods.py``
-    measures where); matrix products of many points are one larger product. Statistics that are
-    measured at each point need the loop.
-
-    Args:
-        model: its layers and parameters are counted.
-        device: where it runs.
-        work: of one sample.
-        batch: samples per forward pass.
-        policy: of batch norm.
-    """
-    if policy == "reestimated":
-        return "loop"
-    if device.type != "cpu":
-        return "vmap" if sum(p.numel() for p in model.parameters()) <= 5_000_000 else "loop"
-    convolutional = any(p.dim() > 2 for p in model.parameters())
-    most = SMALL_CONVOLUTIONS if convolutional else SMALL_PRODUCTS
-    return "vmap" if work.flops * batch <= most else "loop"
 
 
 def _joined(outputs: list[Any]) -> Any:

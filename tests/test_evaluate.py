@@ -242,6 +242,49 @@ def test_subset_is_the_same_at_every_point_and_carries_the_finite_population_cor
     assert (whole.loss_se == 0).all()
 
 
+class Crossed(nn.Module):
+    """Tied layers behind a batch norm, called in another order than they are registered."""
+
+    def __init__(self):
+        super().__init__()
+        self.second, self.first, self.last = nn.Linear(16, 16), nn.Linear(16, 16), nn.Linear(16, 3)
+        self.second.weight = self.first.weight
+        self.filters = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten())
+
+    def forward(self, x):
+        return self.last(torch.tanh(self.second(torch.tanh(self.first(self.filters(x))))))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_tied_weights_are_found_by_all_of_their_names(method):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = Crossed().double()
+        x = torch.randn(6, 1, 4, 4, dtype=torch.float64)
+    data = SimpleNamespace(x=x, y=torch.arange(6) % 3)
+    plane = make_plane(model)
+    got = ll.evaluate(model, plane, data, method=method)
+    mean, _ = brute_force(model, plane, data, F.cross_entropy, 1.0, 0.25)
+    assert float(got.loss.sel(alpha=1.0, beta=0.25)) == pytest.approx(mean, rel=1e-10)
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+@pytest.mark.parametrize("name", ["mlp", "cnn with batch norm"])
+def test_samples_that_are_not_finite_stay_that_and_the_others_are_measured(name, bad):
+    model, data = CASES[name].build()
+    expected = F.cross_entropy(model.eval()(data.x), data.y, reduction="none").detach()
+    data.x[0] = bad
+    got = ll.evaluate(
+        model,
+        make_plane(model),
+        data,
+        metrics={"rest": lambda o, t: F.cross_entropy(o, t, reduction="none").nan_to_num(0.0)},
+    )
+    assert not np.isfinite(got.loss).any()
+    here = float(got.rest.sel(alpha=0, beta=0))
+    assert here == pytest.approx(float(expected[1:].sum()) / 23, rel=1e-10)
+
+
 def test_data_may_be_batches_and_nested():
     model, data = CASES["mlp"].build()
 
