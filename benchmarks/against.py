@@ -22,7 +22,7 @@ import torch
 
 import landscape_lib as ll
 
-ROUNDS = 6
+ROUNDS = 4
 OTHERS = ["usual", "package"] if importlib.util.find_spec("loss_landscapes") else ["usual"]
 
 
@@ -117,7 +117,7 @@ def compare(case: bench.Case) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Measure all networks, or those named on the command line."""
+    """Measure all networks, or those named on the command line: the other results then stay."""
     chosen = sys.argv[1:] or list(bench.NETWORKS)
     before = {str(d)[6:]: bench.convolution_rates(d) for d in (torch.float32, torch.bfloat16)}
     networks = {}
@@ -134,6 +134,8 @@ def main() -> None:
             if "gflops" in row:
                 best = max(rates[name.split()[0]].values())
                 row["share_of_convolution_rate"] = round(row["gflops"] / best, 3)
+    if sys.argv[1:]:
+        networks = bench.read("against")["networks"] | networks
     bench.write("against", convolution_gflops=rates, rounds=ROUNDS, networks=networks)
 
 

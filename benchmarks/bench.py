@@ -37,12 +37,12 @@ class Case(NamedTuple):
 
 
 NETWORKS = {
-    "small CNN with pooling": Case("small_cnn", {"pool": True}, (1, 28, 28), 2048, 4),
+    "small CNN with pooling": Case("small_cnn", {"pool": True}, (1, 28, 28), 1024, 7),
     "small CNN": Case("small_cnn", {}, (1, 28, 28), 512, 4),
-    "VGG-9, quarter width": Case("vgg9", {"width": 0.25}, (3, 32, 32), 1024, 4),
-    "VGG-9": Case("vgg9", {}, (3, 32, 32), 512, 3),
-    "ResNet-20": Case("resnet", {"depth": 20}, (3, 32, 32), 512, 4),
-    "MLP": Case("mlp", {}, (1, 28, 28), 4096, 5),
+    "VGG-9, quarter width": Case("vgg9", {"width": 0.25}, (3, 32, 32), 512, 4),
+    "VGG-9": Case("vgg9", {}, (3, 32, 32), 512, 2),
+    "ResNet-20": Case("resnet", {"depth": 20}, (3, 32, 32), 512, 3),
+    "MLP": Case("mlp", {}, (1, 28, 28), 4096, 7),
 }
 
 
@@ -106,6 +106,12 @@ def machine() -> dict[str, Any]:
         "landscape_lib": ll.__version__,
         "date": datetime.date.today().isoformat(),
     }
+
+
+def read(name: str) -> dict[str, Any]:
+    """Read a result that was written."""
+    content: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text())
+    return content
 
 
 def write(name: str, **content: Any) -> None:

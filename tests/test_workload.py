@@ -8,7 +8,7 @@ from torch import nn
 
 import landscape_lib as ll
 from landscape_lib import workload as workload_room
-from landscape_lib.points import choose_method
+from landscape_lib.task import choose_method
 from landscape_lib.workload import Workload, batch_for_cache, points_at_once, workload
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
