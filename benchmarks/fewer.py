@@ -1,4 +1,4 @@
-"""(d) What `tolerance=` and `refine` save, at 1 % of the surface's range. Ten minutes.
+"""(d) What `tolerance=` and `refine` save, at 1 % of the surface's range. Five minutes.
 
 A small CNN is trained for one epoch on Fashion-MNIST; the surface around it is evaluated in full,
 and then with fewer images, at fewer points, and both. Work is counted in forward passes.
@@ -45,7 +45,7 @@ def describe(name: str, found: xr.Dataset, full: xr.Dataset, samples: int) -> di
 
 def main() -> None:
     """Measure the surface four times."""
-    model, data = trained(), ll.data.load("fashion_mnist", "test")
+    model, data = trained(), ll.data.load("fashion_mnist", "test", samples=4_000)
     weights, axis = ll.weights_of(model), np.linspace(-1, 1, SIDE)
     source = torch.Generator().manual_seed(1)
     plane = ll.Plane(weights, ll.random_directions(weights, 2, generator=source), axis, axis)

@@ -13,7 +13,14 @@ import pickle
 import tempfile
 import threading
 from collections.abc import Iterator
-from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, wait
+from concurrent.futures import (
+    FIRST_COMPLETED,
+    BrokenExecutor,
+    Executor,
+    Future,
+    ThreadPoolExecutor,
+    wait,
+)
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -34,6 +41,10 @@ class Runnable(Protocol):
 
 _local = threading.local()
 
+# Threads of one process take turns: tracing a model and drawing random numbers both change what is
+# the whole process's.
+_turn = threading.Lock()
+
 
 def run_chunks(
     executor: Executor, task: Runnable, chunks: list[Indices]
@@ -41,7 +52,8 @@ def run_chunks(
     """Run a task on chunks of points and yield ``(indices, values)`` as they finish.
 
     Each worker uses one thread: with as many workers as cores that is the fastest, and a point's
-    numbers do not depend on how many workers there are.
+    numbers do not depend on how many workers there are. Workers that are threads of one process
+    take turns.
 
     Args:
         executor: any executor; workers must be able to import this library.
@@ -73,6 +85,8 @@ def run_chunks(
         finally:
             for future in waiting:
                 future.cancel()
+            if isinstance(executor, ThreadPoolExecutor):
+                wait(waiting)  # before the caller gets the random state back
 
 
 @contextlib.contextmanager
@@ -105,13 +119,28 @@ def _shipped(executor: Executor, task: Runnable) -> Iterator[tuple[str, Any]]:
 
 def _run_on_worker(key: str, parcel: Any, indices: Indices) -> Values:
     """Run a chunk; the task is unpacked once per thread of each worker and then kept."""
-    if getattr(_local, "key", None) != key:
-        content = parcel.read_bytes() if isinstance(parcel, Path) else parcel
-        _local.task, _local.key = pickle.loads(content), key
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        values: Values = _local.task.run(indices)
-    finally:
-        torch.set_num_threads(threads)
+    with _turn:
+        torch.set_num_threads(1)
+        try:
+            if getattr(_local, "key", None) != key:
+                content = parcel.read_bytes() if isinstance(parcel, Path) else parcel
+                _local.task, _local.key = pickle.loads(content), key
+            values: Values = _local.task.run(indices)
+        except Exception as error:
+            raise _portable(error) from None
+        finally:
+            torch.set_num_threads(threads)
     return values
+
+
+def _portable(error: Exception) -> Exception:
+    """Return an error that survives the way back: one that cannot be unpickled breaks the pool."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        plain = RuntimeError(f"{type(error).__name__}: {error}")
+        for note in getattr(error, "__notes__", ()):
+            plain.add_note(note)
+        return plain
+    return error

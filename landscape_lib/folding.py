@@ -1,8 +1,9 @@
-"""The same function with less work: batch norm folded away, ReLU after pooling.
+"""The same function with less work: batch norm folded away, ReLU after pooling, faster pooling.
 
 Batch norm with given statistics is linear, so it can be folded into the convolution before it: one
 pass over the activations less. ReLU and max pooling can change places, which leaves ReLU a quarter
-of the values. Both need the graph of the model; one that ``torch.fx`` cannot trace stays as it is.
+of the values; pooling itself can be done in halves. All need the graph of the model; one that
+``torch.fx`` cannot trace stays as it is.
 """
 
 from __future__ import annotations
@@ -46,8 +47,10 @@ class Folded:
         if traced is None:
             return
         self._pairs = _fold(traced, model)
-        swapped = _pool_first(traced)
-        if self._pairs or swapped:
+        changed = _pool_first(traced)
+        if next(model.parameters()).device.type == "cpu":
+            changed |= _pool_by_halves(traced)
+        if self._pairs or changed:
             traced.recompile()
             self.module = traced
 
@@ -193,6 +196,37 @@ def _pool_first(traced: fx.GraphModule) -> bool:
         pool.append(relu)
         swapped = True
     return swapped
+
+
+def _pool_by_halves(traced: fx.GraphModule) -> bool:
+    """Replace max pooling of 2 x 2 pixels in the graph, in place; say whether there was any."""
+    modules = dict(traced.named_modules())
+    replaced = False
+    for node in list(traced.graph.nodes):
+        pool = modules.get(str(node.target)) if node.op == "call_module" else None
+        if type(pool) is not nn.MaxPool2d or pool.return_indices or pool.ceil_mode:
+            continue
+        sizes = (pool.kernel_size, pool.stride, pool.padding, pool.dilation)
+        if [s if isinstance(s, tuple) else (s, s) for s in sizes] == [
+            (2, 2),
+            (2, 2),
+            (0, 0),
+            (1, 1),
+        ]:
+            node.op, node.target, node.kwargs = "call_function", _max_of_2x2, {}
+            replaced = True
+    return replaced
+
+
+def _max_of_2x2(x: Tensor) -> Tensor:
+    """Return the largest of 2 x 2 pixels: of pairs of rows, then of pairs of columns.
+
+    The same bits as ``max_pool2d``, which on a CPU takes up to four times as long on images of few
+    channels.
+    """
+    height, width = x.size(-2) // 2 * 2, x.size(-1) // 2 * 2
+    rows = torch.maximum(x[..., 0:height:2, :], x[..., 1:height:2, :])
+    return torch.maximum(rows[..., 0:width:2], rows[..., 1:width:2])
 
 
 def _is_relu(node: Any, modules: Mapping[str, nn.Module]) -> bool:

@@ -71,7 +71,9 @@ class Points:
         self._precise = torch.promote_types(self.dtype, torch.float32)
         self._fixed = self._to_precise(batchnorm.statistics_of(model))
         own = move(Batch(example, None, 1), self.device, self.dtype).x
-        self._channels_last = reads_channels_last(self._probe, own)
+        # Dropout draws its mask in the order in which values are stored: under vmap that is not
+        # channels-last.
+        self._channels_last = not training and reads_channels_last(self._probe, own)
         self._tie()
         if self._channels_last and not reads_channels_last(self._probe, own):
             self._channels_last = False  # it reads the images, but not the filters

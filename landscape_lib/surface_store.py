@@ -98,7 +98,9 @@ class SurfaceStore:
             attrs={"format": FORMAT, "fingerprint": to_json(self.fingerprint)},
         )
         with atomic_path(self.path) as temporary:
-            dataset.to_netcdf(temporary, engine="h5netcdf")
+            # With checksums, so that a bit that has flipped on the disk is found.
+            checked = {name: {"fletcher32": True} for name in ("values", "done")}
+            dataset.to_netcdf(temporary, engine="h5netcdf", encoding=checked)
         self._saved = time.monotonic()
         self._changed = False
 

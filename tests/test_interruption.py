@@ -1,8 +1,9 @@
 """Killed at any instant, a computation resumes to the same bits (DESIGN section 3, resume).
 
-A server process imports the library once. For every run it forks a worker that sends itself SIGKILL
-at a given event of the interpreter (a call of a function, or its return), so that the instants are
-random, spread over everything that happens, saving included, and the same in every test run.
+A server process imports the library once. For every run it forks a child that sends SIGKILL to
+itself and its workers at a given event of the interpreter (a call of a function, or its return), so
+that the instants are random, spread over everything that happens, saving included, and the same in
+every test run.
 """
 
 from __future__ import annotations
@@ -22,14 +23,16 @@ import pytest
 import torch
 import xarray as xr
 
-KILLS = 8
-POINTS, CHUNK = 12, 3
+KILLS = 20
+POINTS, WORKERS = 12, 2
+CHUNKS = {"loop": 12, "vmap": 4, "reestimated": 12, "pool": 12, "bfloat16": 4}
 EPOCHS, STEPS = 4, 3
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks a process that uses torch")
 
 SERVER = """
-import os, pickle, signal, sys
+import multiprocessing, os, pickle, signal, sys
+from concurrent.futures import ProcessPoolExecutor
 from types import SimpleNamespace
 
 import numpy as np
@@ -42,10 +45,30 @@ from landscape_lib import surface_store
 
 torch.set_num_threads(1)
 surface_store.SECONDS_BETWEEN_SAVES = 0.0  # every chunk is saved
+SETTINGS = {
+    "loop": {"method": "loop"},
+    "vmap": {"method": "vmap", "chunk_size": 3},
+    "reestimated": {"batchnorm": "reestimated", "calibration_samples": 10},
+    "pool": {"method": "loop"},
+    "bfloat16": {"method": "vmap", "chunk_size": 3, "dtype": torch.bfloat16},
+}
 counter = None
+room = os.pipe()  # a byte for each point that the workers of a pool may compute
+write = surface_store.SurfaceStore.write
+
+
+def write_and_make_room(store, indices, values):
+    write(store, indices, values)
+    os.write(room[1], b".")
+
+
+# As if a point took longer than a save: then a worker loses one point at most.
+surface_store.SurfaceStore.write = write_and_make_room
 
 
 def count():
+    if multiprocessing.parent_process() is not None:
+        os.read(room[0], 1)
     if counter is not None:
         os.write(counter, b".")
 
@@ -72,19 +95,19 @@ def build():
     return model, data
 
 
-def evaluate(method, path):
+def evaluate(kind, path, executor):
     model, data = build()
     center = ll.weights_of(model)
     pair = ll.random_directions(center, 2, generator=torch.Generator().manual_seed(1))
     plane = ll.Plane(center, pair, [-1.0, -0.5, 0.0, 0.5], [-1.0, 0.0, 1.0])
     got = ll.evaluate(
-        model, plane, data, loss=loss, method=method, chunk_size=3, store=path, population=np.inf,
-        training=True, progress=False,
+        model, plane, data, loss=loss, store=path, population=np.inf, training=True,
+        executor=executor, progress=False, **SETTINGS[kind],
     )
     return {name: got[name].values for name in got.data_vars}
 
 
-def train(_, path):
+def train(kind, path, executor):
     model, data = build()
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 12)
@@ -101,40 +124,55 @@ def train(_, path):
     return result
 
 
-def work(task, method, path, kill_at, counter_file, result_file):
-    global counter
-    counter = os.open(counter_file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    events = 0
+def work(task, kind, path, kill_at, counter_file, result_file):
+    global counter, room
+    counter = os.open(counter_file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND)
+    room = os.pipe()
+    executor, events = None, 0
+    if kind == "pool":
+        os.write(room[1], b"." * (2 if path else 12))
+        executor = ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("fork"))
+        executor.submit(int).result()  # now both workers are there
 
     def watch(frame, event, argument):
         nonlocal events
         events += 1
         if events == kill_at:
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(0, signal.SIGKILL)  # the whole process group
 
     sys.setprofile(watch)
-    result = {"evaluate": evaluate, "train": train}[task](method, path)
+    result = {"evaluate": evaluate, "train": train}[task](kind, path, executor)
     sys.setprofile(None)
+    if executor is not None:
+        executor.shutdown()
     with open(result_file, "wb") as file:
         pickle.dump((events, result), file)
 
 
-# Once here, so that the workers' events are computing and saving, not importing.
-evaluate("loop", sys.argv[1] + "/loop.nc")
-evaluate("vmap", None)
-train("", sys.argv[1] + "/run.pt")
+# Once here, so that the events of a child are computing and saving, not importing.
+for kind in SETTINGS:
+    evaluate(kind, sys.argv[1] + f"/{kind}.nc", None)
+train("", sys.argv[1] + "/run.pt", None)
 print("ready", flush=True)
 for line in sys.stdin:
-    task, method, path, kill_at, *files = line.rstrip("\\n").split("\\t")
-    worker = os.fork()
-    if worker == 0:
+    task, kind, path, kill_at, *files = line.rstrip("\\n").split("\\t")
+    ended, alive = os.pipe()
+    child = os.fork()
+    if child == 0:
         code = 1
         try:
-            work(task, method, path or None, int(kill_at), *files)
+            os.setpgid(0, 0)
+            work(task, kind, path or None, int(kill_at), *files)
             code = 0
         finally:
             os._exit(code)
-    print(os.waitstatus_to_exitcode(os.waitpid(worker, 0)[1]), flush=True)
+    os.close(alive)
+    os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
+    os.killpg(child, signal.SIGKILL)  # workers that it left behind, should it have failed
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    os.read(ended, 1)  # returns when the last process that has the other end is gone
+    os.close(ended)
+    print(code, flush=True)
 """
 
 Result = dict[str, np.ndarray]
@@ -148,12 +186,12 @@ class Server:
         self.folder = folder
 
     def run(
-        self, task: str, method: str, path: Path | None, kill_at: int = 0
+        self, task: str, kind: str, path: Path | None, kill_at: int = 0
     ) -> tuple[int, tuple[int, Result] | None]:
         """Return how many times the loss was computed; and events and result if it lived."""
         counter, result = self.folder / "counter", self.folder / "result.pkl"
         counter.unlink(missing_ok=True)
-        fields = [task, method, path or "", kill_at, counter, result]
+        fields = [task, kind, path or "", kill_at, counter, result]
         assert self.process.stdin is not None and self.process.stdout is not None
         print(*fields, sep="\t", file=self.process.stdin, flush=True)
         code = int(self.process.stdout.readline())
@@ -168,6 +206,7 @@ class Server:
 def started(folder: Path, hash_seed: int) -> Iterator[Server]:
     # A process that has used a GPU cannot fork.
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "PYTHONHASHSEED": str(hash_seed)}
+    environment["TMPDIR"] = str(folder)  # what the killed leave behind
     with subprocess.Popen(
         [sys.executable, "-W", "ignore", "-c", SERVER, str(folder)],
         stdin=subprocess.PIPE,
@@ -194,50 +233,57 @@ def assert_same_bits(first: Result, second: Result) -> None:
         assert first[name].tobytes() == second[name].tobytes(), name
 
 
-@pytest.mark.parametrize("method", ["loop", "vmap"])
-def test_a_killed_evaluation_resumes_to_the_same_bits(method, server, tmp_path):
+def read_store(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Return which points are done, and values: the file is whole at every instant, or missing."""
+    if not path.exists():
+        return np.zeros(POINTS, dtype=bool), np.full((POINTS, 1), np.nan)
+    with xr.open_dataset(path, engine="h5netcdf") as dataset:
+        return dataset["done"].values.astype(bool), dataset["values"].values
+
+
+@pytest.mark.parametrize("kind", CHUNKS)
+def test_a_killed_evaluation_resumes_to_the_same_bits(kind, server, tmp_path):
     path = tmp_path / "surface.nc"
-    count, whole = server.run("evaluate", method, None)
+    count, whole = server.run("evaluate", kind, None)
     assert whole is not None
     _, expected = whole
-    chunks = POINTS if method == "loop" else POINTS // CHUNK
+    chunks = CHUNKS[kind]
     looks = count - chunks  # how often the loss is tried out before the first point
     assert 0 <= looks <= 2
-    _, stored = server.run("evaluate", method, path)
+    _, stored = server.run("evaluate", kind, path)
     assert stored is not None
     total, result = stored
     assert_same_bits(result, expected)
     path.unlink()
 
-    draw = random.Random(f"evaluate {method}")
-    kills = computed = kills_now = 0
+    draw = random.Random(f"evaluate {kind}")
+    kills = done_before = 0
     seen: set[int] = set()
     while True:
         # Uniform over a run from start to end; a resumed run is shorter and may get through.
         kill_at = draw.randint(1, total) if kills < KILLS else 0
-        count, finished = server.run("evaluate", method, path, kill_at)
-        computed += max(0, count - looks)
+        count, finished = server.run("evaluate", kind, path, kill_at)
+        computed = max(0, count - looks)
+        done, values = read_store(path)
+        assert np.isnan(values[~done]).all()
+        loss = values[:, 0] / 24
+        assert loss[done].tobytes() == expected["loss"].ravel()[done].tobytes()
+        done_now = int(done.sum()) * chunks // POINTS
+        # What is in the store is not computed again, and a kill costs a worker one chunk at most.
+        lost = computed - (done_now - done_before)
+        done_before = done_now
         if finished is not None:
             assert_same_bits(finished[1], expected)
-            # A kill costs one chunk at most.
-            assert chunks <= computed <= chunks + kills_now
+            assert lost == 0 and done.all()
             path.unlink()
-            computed = kills_now = 0
+            done_before = 0
             if kills == KILLS:
                 break
             continue
+        assert 0 <= lost <= (WORKERS if kind == "pool" else 1)
         kills += 1
-        kills_now += 1
-        # At every instant the file is whole, or not there yet.
-        if path.exists():
-            with xr.open_dataset(path, engine="h5netcdf") as dataset:
-                done = dataset["done"].values.astype(bool)
-                values = dataset["values"].values
-            seen.add(int(done.sum()))
-            assert np.isnan(values[~done]).all()
-            loss = values[:, 0] / 24
-            assert loss[done].tobytes() == expected["loss"].ravel()[done].tobytes()
-    assert len(seen) > 1  # it was killed at different stages
+        seen.add(done_now)
+    assert len(seen) > 2  # it was killed at different stages
 
 
 def test_a_killed_training_resumes_to_the_same_bits(server, tmp_path):
