@@ -133,6 +133,7 @@ def fit(
     record_every: int = 100,
     stop_gap: float | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
+    on_record: Callable[[MPOFit], object] | None = None,
     progress: bool = True,
 ) -> MPOFit:
     """Fit a slice to a pattern (MPO paper, eq. 1 to 3).
@@ -178,6 +179,8 @@ def fit(
             on training images.
         checkpoint: file written with every row; the fit resumes from it, to the same bits as one
             that was not interrupted.
+        on_record: called with the fit so far after every row, for example to draw its map. A fit
+            that resumes calls it with new rows only.
         progress: show a progress bar if it takes longer than two seconds.
 
     Raises:
@@ -207,7 +210,8 @@ def fit(
         "stop_gap": stop_gap,
     }
     check_settings(settings)
-    check_inputs(model, wanted, data, settings, origin, loss, augment, checkpoint)
+    functions = {"loss": loss, "augment": augment, "on_record": on_record}
+    check_inputs(model, wanted, data, settings, origin, functions, checkpoint)
     groups = trained_cells(wanted, prune)
     low, high = map(min, map(len, groups), settings["cells"])
     objective = Objective(low, high, high_weight, tau)
@@ -265,17 +269,27 @@ def fit(
                     row = _record(run.history, torch.stack(seen), done)
                     row |= {"scale": float(span.scale.detach()), "learning_rate": float(rate)}
                     run.history.seconds += time.perf_counter() - started
-                    started, seen = time.perf_counter(), []
+                    seen = []
                     bar.set_postfix(gap=f"{row['gap']:.3f}", loss=f"{row['loss']:.3f}")
                     if checkpoint is not None:
                         run.save(Path(checkpoint))
+                    if on_record is not None:
+                        on_record(_result(wanted, span, model, method, run.history))
+                    started = time.perf_counter()
+    return _result(wanted, span, model, method, run.history)
+
+
+def _result(
+    pattern: Pattern, span: Span, model: nn.Module, method: str, history: History
+) -> MPOFit:
+    """Return the fit that a span stands for, independent of what becomes of the span."""
     with torch.no_grad():
         directions = span.directions().to(span.vectors)
     shapes = weights_of(model)
     first, *others = (
         unflatten(vector.clone(), shapes) for vector in (span.vectors.detach()[0], *directions)
     )
-    return MPOFit(wanted, first, tuple(others), float(span.scale.detach()), method, run.history)
+    return MPOFit(pattern, first, tuple(others), float(span.scale.detach()), method, history)
 
 
 def _record(history: History, seen: Tensor, done: int) -> dict[str, float]:

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.utils.flop_counter import FlopCounterMode
 
-from landscape_lib import batchnorm, runtime
+from landscape_lib import batchnorm, folding, runtime
 from landscape_lib.batches import Batch, move, reads_channels_last
 from landscape_lib.measures import accuracy
 from landscape_lib.mpo_layers import Chunk, mix_layers, obstacle
@@ -121,6 +121,8 @@ class Cells:
             for candidate in automatic if method == "auto" else [method]:
                 reason = self._refusal(candidate, x, y)
                 if reason is None:
+                    if cells > 1:  # one cell is ordinary training, to the same bits
+                        self._lighten(candidate, self.lay_out(x, y).x)
                     return candidate
         raise ValueError(f"method: {method!r} does not run on this model: {reason}")
 
@@ -150,6 +152,12 @@ class Cells:
             except Exception as error:
                 return str(error)
         return None
+
+    def _lighten(self, method: str, x: Tensor) -> None:
+        """Leave out of the model what its losses and gradients do not need."""
+        self._probe = folding.lighter(self._probe, x)
+        if method == "basis":
+            self._mixed, self._chunk = mix_layers(self._probe)
 
     def step(
         self,

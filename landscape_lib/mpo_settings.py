@@ -63,8 +63,7 @@ def check_inputs(
     data: Any,
     settings: Mapping[str, Any],
     origin: Weights | None,
-    loss: Any,
-    augment: Any,
+    functions: Mapping[str, Any],
     checkpoint: Any,
 ) -> None:
     """Raise an error that names the argument unless model, data and the rest fit together."""
@@ -83,8 +82,8 @@ def check_inputs(
     if origin is not None:
         check_like(origin, weights, "origin", "the model's parameters")
         check_weights(origin, "origin")
-    for name, function in {"loss": loss, "augment": augment}.items():
-        if not callable(function) and not (name == "augment" and function is None):
+    for name, function in functions.items():
+        if not callable(function) and not (name != "loss" and function is None):
             raise TypeError(f"{name}: expected a callable, got {type(function).__name__}")
     if checkpoint is not None and not isinstance(checkpoint, (str, os.PathLike)):
         raise TypeError(f"checkpoint: expected the path of a file, got {type(checkpoint).__name__}")
