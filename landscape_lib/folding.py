@@ -169,11 +169,18 @@ def load(module: nn.Module, weights: Weights) -> None:
         module.get_parameter(name).copy_(tensor)
 
 
+class _LayerTracer(fx.Tracer):
+    """Takes every module without children for one step, also those that are not PyTorch's."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return super().is_leaf_module(m, module_qualified_name) or not any(m.children())
+
+
 def trace(model: nn.Module) -> fx.GraphModule | None:
     """Return the graph of a model, ``None`` where it would not say all that the model does."""
     before = torch.get_rng_state()
     try:
-        traced = fx.symbolic_trace(model)
+        traced = fx.GraphModule(model, _LayerTracer().trace(model))
     except Exception:
         return None
     finally:

@@ -8,6 +8,7 @@ one number, however many cells the pattern has; a line or more than two dimensio
 
 from __future__ import annotations
 
+import copy
 import itertools
 import os
 import time
@@ -289,7 +290,8 @@ def _result(
     first, *others = (
         unflatten(vector.clone(), shapes) for vector in (span.vectors.detach()[0], *directions)
     )
-    return MPOFit(pattern, first, tuple(others), float(span.scale.detach()), method, history)
+    known = copy.deepcopy(history)
+    return MPOFit(pattern, first, tuple(others), float(span.scale.detach()), method, known)
 
 
 def _record(history: History, seen: Tensor, done: int) -> dict[str, float]:

@@ -122,7 +122,7 @@ class Cells:
                 reason = self._refusal(candidate, x, y)
                 if reason is None:
                     if cells > 1:  # one cell is ordinary training, to the same bits
-                        self._lighten(candidate, self.lay_out(x, y).x)
+                        self._lighten(candidate, x, y)
                     return candidate
         raise ValueError(f"method: {method!r} does not run on this model: {reason}")
 
@@ -153,11 +153,12 @@ class Cells:
                 return str(error)
         return None
 
-    def _lighten(self, method: str, x: Tensor) -> None:
+    def _lighten(self, method: str, x: Tensor, y: Tensor) -> None:
         """Leave out of the model what its losses and gradients do not need."""
-        self._probe = folding.lighter(self._probe, x)
-        if method == "basis":
-            self._mixed, self._chunk = mix_layers(self._probe)
+        whole, self._probe = self._probe, folding.lighter(self._probe, self.lay_out(x, y).x)
+        if self._refusal(method, x, y) is not None:
+            self._probe = whole
+            self._refusal(method, x, y)
 
     def step(
         self,

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torchvision.models import resnet18
 
 import landscape_lib as ll
-from landscape_lib.folding import Folded, can_fold, load
+from landscape_lib.batchnorm import MeanZeroScale, mean_zero
+from landscape_lib.folding import AverageByMatrix, Folded, can_fold, lighter, load
 
 
 def unsettled(model: nn.Module) -> nn.Module:
@@ -18,9 +19,11 @@ def unsettled(model: nn.Module) -> nn.Module:
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             for tensor in (module.running_mean, module.bias):
-                tensor.data.copy_(torch.randn(tensor.shape, generator=source) * 0.3)
+                if tensor is not None:
+                    tensor.data.copy_(torch.randn(tensor.shape, generator=source) * 0.3)
             for tensor in (module.running_var, module.weight):
-                tensor.data.copy_(torch.rand(tensor.shape, generator=source) + 0.5)
+                if tensor is not None:
+                    tensor.data.copy_(torch.rand(tensor.shape, generator=source) + 0.5)
     return model.double().eval().requires_grad_(False)
 
 
@@ -90,6 +93,55 @@ def test_pooling_goes_first_and_changes_no_bit() -> None:
         sizes.clear()
         torch.testing.assert_close(after, model(x), rtol=0, atol=0, equal_nan=True)
         assert sizes[:3] == [4 * 8 * 28**2, 4 * 32 * 14**2, 4 * 64 * 7**2]
+
+
+LIGHTER: dict[str, tuple[Callable[[], nn.Module], Tensor]] = {
+    "3 x 3 to 4 x 4 pixels": (lambda: ll.models.small_cnn(pool=True), images(3, 1, 28, 28)),
+    "1 x 1 to 4 x 4 pixels": (lambda: ll.models.small_cnn(pool=True), images(3, 1, 8, 8)),
+    "8 x 8 to 1 x 1 pixel": (lambda: ll.models.resnet(8, width=4), images(3, 3, 32, 32)),
+    "batch norm": (lambda: ll.models.small_cnn(pool=True, batchnorm=True), images(3, 1, 28, 28)),
+    "mean-zero batch norm": (
+        lambda: mean_zero(ll.models.small_cnn(pool=True, batchnorm=True)),
+        images(3, 1, 28, 28),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LIGHTER)
+def test_a_lighter_model_has_the_same_output_and_gradients(name: str) -> None:
+    build, x = LIGHTER[name]
+    model = unsettled(build()).train().requires_grad_(True)
+    less = lighter(model, x)
+    assert less is not model
+    ours, theirs = dict(less.named_parameters()), dict(model.named_parameters())
+    assert list(ours) == list(theirs) and all(ours[name] is theirs[name] for name in ours)
+    kinds = [sum(type(m) is MeanZeroScale for m in net.modules()) for net in (less, model)]
+    assert kinds[0] == kinds[1]  # a layer of ours stays a layer
+    output, expected = less(x), model(x)
+    torch.testing.assert_close(output, expected, rtol=1e-10, atol=1e-10)
+    gradients = torch.autograd.grad(output.square().sum(), list(ours.values()))
+    wanted = torch.autograd.grad(expected.square().sum(), list(ours.values()))
+    torch.testing.assert_close(gradients, wanted, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    "size, target, exact", [(3, 4, True), (8, 1, True), (7, 4, False), (6, 4, True), (3, 1, False)]
+)
+def test_averages_by_a_matrix_are_those_of_adaptive_pooling(
+    size: int, target: int, exact: bool
+) -> None:
+    pool, x = nn.AdaptiveAvgPool2d(target), images(2, 5, size, size)
+    product = AverageByMatrix(pool, (size, size)).double()
+    assert product.is_exact() == exact
+    if exact:
+        torch.testing.assert_close(product(x), pool(x), rtol=1e-14, atol=1e-14)
+        assert all(p.grad_fn is None for p in product.buffers())
+
+
+def test_a_model_with_nothing_to_leave_out_stays_itself() -> None:
+    for model in (ll.models.mlp(12), nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())):
+        x = images(2, 1, 3, 4).float()  # averages of 12 pixels: no power of two
+        assert lighter(model, x) is model
 
 
 class Twice(nn.Module):

@@ -416,6 +416,31 @@ def test_a_killed_fit_resumes_to_the_same_bits(tmp_path):
     assert_same_fit(fit(checkpoint=path), fit())
 
 
+def test_every_row_of_the_history_can_be_looked_at(tmp_path):
+    seen: list[ll.mpo.MPOFit] = []
+    last = fit(on_record=seen.append)
+    assert [len(one.history.epochs) for one in seen] == [1, 2, 3]
+    assert_same_fit(seen[-1], last)
+    # A fit so far is that of the same run stopped there, not a view of what is still being trained.
+    path = tmp_path / "fit.pt"
+    with pytest.raises(KeyboardInterrupt):
+        fit(checkpoint=path, on_record=interrupt_at(2))
+    early = torch.load(path, weights_only=True)["model"]["vectors"][0]
+    torch.testing.assert_close(flatten(seen[1].origin), early, rtol=0, atol=0)
+    assert not torch.equal(flatten(seen[0].origin), flatten(seen[1].origin))
+    resumed: list[ll.mpo.MPOFit] = []
+    assert_same_fit(fit(checkpoint=path, on_record=resumed.append), last)
+    assert [len(one.history.epochs) for one in resumed] == [3]
+
+
+def interrupt_at(row: int):
+    def interrupt(fit: ll.mpo.MPOFit) -> None:
+        if len(fit.history.epochs) == row:
+            raise KeyboardInterrupt
+
+    return interrupt
+
+
 @pytest.mark.parametrize(
     "change, named",
     [
