@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import bench
@@ -26,38 +24,17 @@ ROUNDS = 4
 OTHERS = ["usual", "package"] if importlib.util.find_spec("loss_landscapes") else ["usual"]
 
 
-class Others:
-    """The other process: it computes when asked, and waits in between."""
-
-    def __init__(self, case: bench.Case, plane: ll.Plane, data: Any, folder: Path) -> None:
-        task = {
-            "networks": ll.models.__file__,
-            "build": case.build,
-            "arguments": case.arguments,
-            "weights": plane.origin,
-            "directions": list(plane.directions),
-            "axis": plane.alphas.tolist(),
-            "x": data.x,
-            "y": data.y,
-        }
-        torch.save(task, folder / "task.pt")
-        command = [sys.executable, str(Path(__file__).with_name("others.py")), folder / "task.pt"]
-        self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-
-    def ask(self, job: str) -> list[list[float]]:
-        """Return loss, and accuracy where it is computed, at every point."""
-        assert self.process.stdin is not None and self.process.stdout is not None
-        print(job, file=self.process.stdin, flush=True)
-        values: list[list[float]] = json.loads(self.process.stdout.readline())["values"]
-        return values
-
-    def __exit__(self, *exception: object) -> None:
-        self.process.communicate()
-
-    def __enter__(self) -> Others:
-        return self
+def task_of(case: bench.Case, plane: ll.Plane, data: Any) -> dict[str, Any]:
+    """Return what the others need to know."""
+    return {
+        "build": case.build,
+        "arguments": case.arguments,
+        "weights": plane.origin,
+        "directions": list(plane.directions),
+        "axis": plane.alphas.tolist(),
+        "x": data.x,
+        "y": data.y,
+    }
 
 
 def compare(case: bench.Case) -> dict[str, Any]:
@@ -73,7 +50,8 @@ def compare(case: bench.Case) -> dict[str, Any]:
 
         return job
 
-    with tempfile.TemporaryDirectory() as folder, Others(case, plane, data, Path(folder)) as others:
+    task = task_of(case, plane, data)
+    with tempfile.TemporaryDirectory() as folder, bench.Others(task, folder) as others:
 
         def theirs(job: str) -> Callable[[], None]:
             return lambda: found.update({job: np.array(others.ask(job))})

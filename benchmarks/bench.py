@@ -6,6 +6,7 @@ import datetime
 import json
 import os
 import platform
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -44,6 +45,36 @@ NETWORKS = {
     "ResNet-20": Case("resnet", {"depth": 20}, (3, 32, 32), 512, 3),
     "MLP": Case("mlp", {}, (1, 28, 28), 4096, 7),
 }
+
+
+class Others:
+    """Competitors in a process of their own (see others.py), which waits unless it is asked.
+
+    Args:
+        task: what others.py reads; ``build`` and ``arguments`` name the network.
+        folder: for the file that hands it over.
+    """
+
+    def __init__(self, task: Mapping[str, Any], folder: str) -> None:
+        path = Path(folder) / "task.pt"
+        torch.save(dict(task) | {"networks": ll.models.__file__}, path)
+        command = [sys.executable, str(Path(__file__).with_name("others.py")), str(path)]
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def ask(self, job: str) -> list[list[float]]:
+        """Return what a job finds."""
+        assert self.process.stdin is not None and self.process.stdout is not None
+        print(job, file=self.process.stdin, flush=True)
+        values: list[list[float]] = json.loads(self.process.stdout.readline())["values"]
+        return values
+
+    def __exit__(self, *exception: object) -> None:
+        self.process.communicate()
+
+    def __enter__(self) -> Others:
+        return self
 
 
 def setup(case: Case) -> tuple[nn.Module, ll.Plane, SimpleNamespace]:

@@ -1,4 +1,4 @@
-"""How a plane is evaluated without this library; runs in a process of its own.
+"""How a plane is evaluated, or fitted, without this library; runs in a process of its own.
 
 Of landscape_lib it loads one file, that of the networks: importing the library would set the memory
 allocator for everyone. It reads the name of a job per line and answers with its result and time.
@@ -56,6 +56,46 @@ def package(model: nn.Module, task: dict[str, Any]) -> list[list[float]]:
     return [[float(value)] for value in values.reshape(-1)]
 
 
+class AuthorsPlane(nn.Module):
+    """The plane of multi-point optimisation as its authors wrote it.
+
+    Right is a vector less the origin; up is made orthogonal to it, in float64, at every cell.
+    """
+
+    def __init__(self, vectors: Tensor) -> None:
+        super().__init__()
+        self.origin, self.right, self.up = (nn.Parameter(vector.clone()) for vector in vectors)
+        self.scale = nn.Parameter(torch.tensor(0.1))
+
+    def forward(self, alpha: float, beta: float) -> Tensor:
+        """Return the weights of a cell, shape (n,)."""
+        right = (self.right - self.origin).double()
+        up = self.up.double()
+        up = up - (up @ right) / (right @ right) * right
+        up = up * (right.norm() / up.norm())
+        return self.origin + self.scale * (beta * up.float() + alpha * right.float())
+
+
+def authors_step(model: nn.Module, task: dict[str, Any]) -> list[list[float]]:
+    """Take one step of multi-point optimisation, cell after cell, each with its own backward."""
+    if "plane" not in task:
+        task["plane"] = AuthorsPlane(task["vectors"])
+        task["optimizer"] = torch.optim.Adam(task["plane"].parameters(), 3e-4)
+    plane, optimizer, losses = task["plane"], task["optimizer"], []
+    names, parameters = zip(*model.named_parameters(), strict=True)
+    optimizer.zero_grad()
+    for alpha, beta, low in task["cells"]:
+        parts = plane(alpha, beta).split([p.numel() for p in parameters])
+        weights = {n: v.view_as(p) for n, v, p in zip(names, parts, parameters, strict=True)}
+        loss = F.cross_entropy(torch.func.functional_call(model, weights, (task["x"],)), task["y"])
+        losses.append([loss.item()])
+        term = loss if low else -loss.clamp(max=2.5)
+        (2 * term / len(task["cells"])).backward()
+    nn.utils.clip_grad_norm_(plane.parameters(), 100.0)
+    optimizer.step()
+    return losses
+
+
 def networks_model(task: dict[str, Any]) -> nn.Module:
     """Build the network of a task, from the library's file of networks alone."""
     spec = importlib.util.spec_from_file_location("networks", task["networks"])
@@ -71,7 +111,7 @@ def main(path: str) -> None:
     """Answer one line of JSON per line read."""
     task = torch.load(Path(path), weights_only=True)
     model = networks_model(task)
-    jobs = {"usual": usual_loop, "package": package}
+    jobs = {"usual": usual_loop, "package": package, "authors": authors_step}
     for line in sys.stdin:
         started = time.perf_counter()
         values = jobs[line.strip()](model, task)

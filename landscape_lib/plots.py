@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -11,6 +12,7 @@ from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.collections import QuadMesh
 from matplotlib.colors import LogNorm, Normalize
+from matplotlib.figure import Figure
 
 LOSS_COLORS = "viridis"
 
@@ -100,6 +102,7 @@ def heat(
     log: bool = False,
     limits: tuple[float, float] | None = None,
     levels: int = 12,
+    colorbar: bool = True,
 ) -> QuadMesh:
     """Draw a variable over a plane as colours with contour lines, alpha to the right.
 
@@ -112,6 +115,7 @@ def heat(
         log: colour by the logarithm; values must be above 0.
         limits: lowest and highest colour value; those of the data by default.
         levels: number of contour lines between the limits; 0 draws none.
+        colorbar: whether to draw one.
 
     Returns:
         The coloured mesh, for example for another colour bar.
@@ -150,5 +154,52 @@ def heat(
     ax.grid(False)
     ax.set_xlabel("α")
     ax.set_ylabel("β")
-    ax.figure.colorbar(mesh, ax=ax, label=variable.replace("_", " "))
+    if colorbar:
+        ax.figure.colorbar(mesh, ax=ax, label=variable.replace("_", " "))
     return mesh
+
+
+def gallery(
+    surfaces: Mapping[str, xr.Dataset],
+    variable: str = "loss",
+    *,
+    columns: int = 3,
+    log: bool = False,
+    limits: tuple[float, float] | None = None,
+) -> Figure:
+    """Draw maps of fitted planes side by side, in the same colours.
+
+    Beta grows downwards, as the rows of a picture do, so that the pictures are upright.
+
+    Args:
+        surfaces: for each title a map as for :func:`heat`.
+        variable: name of the variable.
+        columns: maps in a row.
+        log: colour by the logarithm; values must be above 0.
+        limits: lowest and highest colour value; those of all maps together by default.
+
+    Raises:
+        ValueError: no maps; or as :func:`heat`.
+    """
+    if not surfaces or columns < 1:
+        raise ValueError(
+            f"surfaces, columns: expected at least one map and one column, got {len(surfaces)} and "
+            f"{columns}"
+        )
+    finite = [np.ma.masked_invalid(surface[variable].values) for surface in surfaces.values()]
+    shared = limits or (min(map(np.min, finite)), max(map(np.max, finite)))
+    columns = min(columns, len(surfaces))
+    rows = -(-len(surfaces) // columns)
+    size = (2.2 * columns + 0.8, 2.3 * rows)
+    figure, axes = plt.subplots(
+        rows, columns, figsize=size, sharex="col", sharey="row", squeeze=False
+    )
+    for ax in axes.flat[len(surfaces) :]:
+        ax.set_axis_off()
+    for ax, (title, surface) in zip(axes.flat, surfaces.items(), strict=False):
+        mesh = heat(surface, variable, ax=ax, log=log, limits=shared, levels=0, colorbar=False)
+        ax.set(title=title, aspect="equal")
+        ax.set_ylim(ax.get_ylim()[::-1])
+        ax.label_outer()
+    figure.colorbar(mesh, ax=axes, label=variable.replace("_", " "), shrink=min(1.0, 1.6 / rows))
+    return figure
