@@ -89,10 +89,12 @@ def assemble(
     packed = json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
     rows = "".join(slider.html() for slider in sliders)
     body = (
-        f'{above}<div class="lw-sliders">{rows}</div>{below}'
+        above
+        + (f'<div class="lw-sliders">{rows}</div>' if sliders else "")
+        + below
         + ("" if caption is None else f'<p class="lw-caption">{escape(caption)}</p>')
         + '<p class="lw-live" aria-live="polite"></p>'
-        "<noscript><p>The sliders of this figure need JavaScript.</p></noscript>"
+        "<noscript><p>This figure needs JavaScript to change.</p></noscript>"
         f'<script type="application/json">{packed}</script>'
     )
     key = hashlib.sha256(f"{kind}{body}".encode()).hexdigest()[:12]
@@ -103,7 +105,7 @@ def assemble(
     return Widget(kind, key, html.encode("ascii", "xmlcharrefreplace").decode("ascii"))
 
 
-def drawing(alt: str) -> str:
+def picture(alt: str) -> str:
     """Return the place that the script draws into."""
     return f'<div class="lw-picture" role="img" aria-label="{escape(text("alt", alt))}"></div>'
 
@@ -179,6 +181,27 @@ def array(name: str, given: ArrayLike, expected: Sequence[int | None]) -> Number
     if numbers.ndim != len(expected) or not all(matches) or numbers.size == 0:
         raise ValueError(f"{name}: given shape {numbers.shape}, expected {shape}, not empty")
     return numbers
+
+
+def coordinate(name: str, given: ArrayLike) -> Numbers:
+    """Check that an argument is the values of a coordinate: at least two, finite, increasing."""
+    values = array(name, given, (None,))
+    if len(values) < 2 or not (np.isfinite(values).all() and (np.diff(values) > 0).all()):
+        raise ValueError(
+            f"{name}: given {given!r}, expected at least two finite numbers, increasing"
+        )
+    return values
+
+
+def written(values: Numbers) -> list[str]:
+    """Write the values of a coordinate with as many decimals as tell them apart, five at most."""
+    step = next((d for d in range(5) if np.allclose(values, np.round(values, d), rtol=0)), 5)
+    return [f"{value:.{step}f}".replace("-", "−") for value in values]
+
+
+def nearest(values: Numbers, wanted: float) -> int:
+    """Return the index of the value of a coordinate that is nearest to a number."""
+    return int(np.abs(values - wanted).argmin())
 
 
 def slider(name: str, pair: Any, start: int = 0, play: bool = False) -> Slider:

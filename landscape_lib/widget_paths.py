@@ -1,16 +1,10 @@
 """Optimisers' paths on a map of the loss, with one slider over the step size and one over time."""
 
-import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import matplotlib
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 from numpy.typing import ArrayLike
-from PIL import Image
 
 from landscape_lib.widget_html import (
     TABLE,
@@ -18,14 +12,13 @@ from landscape_lib.widget_html import (
     Widget,
     array,
     assemble,
-    data_uri,
-    drawing,
     lines,
+    picture,
     shown,
     slider,
-    small_png,
     text,
 )
+from landscape_lib.widget_map import contours, divide
 
 _UNITS = 10_000  # points travel as whole numbers, 0 to this from edge to edge of the map
 
@@ -85,18 +78,17 @@ def paths(
     points = _runs("paths", paths, len(control.values))
     numbers = {} if losses is None else _runs("losses", losses, len(control.values), points)
     stars = [] if minimum is None else array("minimum", np.atleast_2d(minimum), (None, 2)).tolist()
-    edges = _edges(grid, levels)
-    colours = matplotlib.colormaps[cmap](np.linspace(0, 1, len(edges) - 1))
+    ratio = float(np.clip(size[1] / size[0], 0.5, 1))
+    colours = divide("background", grid, levels, cmap)
     steps = max(len(run) for runs in points.values() for run in runs)
     data = {
-        "picture": _map(grid, edges, colours, size),
-        "ratio": float(np.clip(size[1] / size[0], 0.5, 1)),
+        "picture": contours(grid, colours, ratio),
+        "ratio": ratio,
         "extent": box.tolist(),
         "xlabel": text("xlabel", xlabel),
         "ylabel": text("ylabel", ylabel),
         "loss_label": text("loss_label", loss_label),
-        "edges": shown(edges),
-        "colours": [matplotlib.colors.to_hex(colour) for colour in colours],
+        **colours.data(),
         "minimum": stars,
         "names": list(points),
         "points": [[_on_map((run - corner) / size) for run in runs] for runs in points.values()],
@@ -106,7 +98,7 @@ def paths(
     notes = ["★ minimum"] * bool(stars)
     notes += ["Hatched: no finite value"] * (not np.isfinite(grid).all())
     below = TABLE + "".join(f'<p class="lw-note">{note}.</p>' for note in notes)
-    return assemble("paths", drawing(alt), [control, time], below, data, caption)
+    return assemble("paths", picture(alt), [control, time], below, data, caption)
 
 
 def _runs(
@@ -133,50 +125,3 @@ def _on_map(points: Numbers) -> list[int | None]:
     return [
         round(min(max(v * _UNITS, -1e9), 1e9)) if np.isfinite(v) else None for v in points.ravel()
     ]
-
-
-def _edges(grid: Numbers, levels: int | str | Sequence[float]) -> Numbers:
-    """Return the edges of the colour bands, increasing."""
-    finite = grid[np.isfinite(grid)]
-    if min(grid.shape) < 2 or finite.size == 0:
-        raise ValueError(
-            f"background: given shape {grid.shape} with {finite.size} finite values, expected at "
-            "least (2, 2) and one finite value"
-        )
-    low, high = float(finite.min()), float(finite.max())
-    if isinstance(levels, str):
-        if levels != "log" or low < 0 or high == 0:
-            raise ValueError(
-                f"levels: given {levels!r} for losses from {low:g} to {high:g}, expected a number, "
-                'edges, or "log" with losses that are not negative'
-            )
-        low = float(finite[finite > 0].min())
-        return np.geomspace(low, max(high, 2 * low), 25)
-    if isinstance(levels, int):
-        if levels < 1:
-            raise ValueError(f"levels: given {levels}, expected at least one band")
-        return np.linspace(low, high if high > low else low + 1, levels + 1)
-    edges = array("levels", levels, (None,))
-    if len(edges) < 2 or not (np.isfinite(edges).all() and (np.diff(edges) > 0).all()):
-        raise ValueError(f"levels: given {levels}, expected at least two increasing edges")
-    return edges
-
-
-def _map(grid: Numbers, edges: Numbers, colours: Numbers, size: Numbers) -> str:
-    """Draw the map of the loss from edge to edge of a picture."""
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()  # the same picture, whatever style the notebook has set
-        figure = Figure(figsize=(7, 7 * float(np.clip(size[1] / size[0], 0.5, 1))), dpi=100)
-        axes = figure.add_axes((0, 0, 1, 1))
-        axes.set_axis_off()
-        figure.set_facecolor("#e4e4e4")
-        # Behind the map: it shows where the map has no value.
-        hatching = Rectangle((0, 0), 1, 1, hatch="//", fill=False, edgecolor="#999999")
-        axes.add_patch(hatching).set(transform=axes.transAxes, zorder=0)
-        finite = np.ma.masked_invalid(grid)
-        ends = np.concatenate([colours[:1], colours, colours[-1:]])
-        axes.contourf(finite, levels=edges, colors=ends, extend="both")
-        axes.contour(finite, levels=edges, colors="white", linewidths=0.6, alpha=0.4)
-        buffer = io.BytesIO()
-        FigureCanvasAgg(figure).print_png(buffer, metadata={"Software": None})
-    return data_uri(small_png(Image.open(buffer)))

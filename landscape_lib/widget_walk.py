@@ -5,19 +5,21 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
+from landscape_lib.widget_cards import cards
 from landscape_lib.widget_html import (
     TABLE,
     Numbers,
     Widget,
     array,
     assemble,
-    data_uri,
-    drawing,
+    coordinate,
     lines,
-    photo_png,
+    nearest,
+    picture,
     shown,
     slider,
     text,
+    written,
 )
 
 
@@ -63,11 +65,7 @@ def walk(
             or probability outside [0, 1], a label without a class, a negative half-width, curves
             without a finite value (a positive one if `log`).
     """
-    line = array("alphas", alphas, (None,))
-    if len(line) < 2 or not (np.isfinite(line).all() and (np.diff(line) > 0).all()):
-        raise ValueError(
-            f"alphas: given {alphas!r}, expected at least two finite numbers, increasing"
-        )
+    line = coordinate("alphas", alphas)
     values = {
         name: array(f"curves[{name!r}]", curve, line.shape)
         for name, curve in lines("curves", curves).items()
@@ -79,18 +77,7 @@ def walk(
     for name, band in widths.items():
         if name not in values or (band < 0).any():
             raise ValueError(f"bands[{name!r}]: expected the name of a curve and no negative width")
-    names = [text("classes", name) for name in classes]
-    pixels = _unit("images", images, (None,) * np.ndim(images))
-    if pixels.ndim not in (3, 4) or pixels.shape[3:] not in ((), (3,)):
-        raise ValueError(f"images: given shape {pixels.shape}, expected (M, h, w) or (M, h, w, 3)")
-    shape = (len(line), len(pixels), len(names))
-    chances = _unit("probabilities", probabilities, shape, missing=True)
-    truth = array("labels", labels, (len(pixels),))
-    if not np.isin(truth, np.arange(len(names))).all():
-        raise ValueError(f"labels: given {labels}, expected whole numbers below {len(names)}")
-    missing = np.isnan(chances).any(axis=2)
-    guesses = np.where(missing, -1, np.nan_to_num(chances).argmax(axis=2))
-    step = next((d for d in range(5) if np.allclose(line, np.round(line, d), rtol=0)), 5)
+    seen = cards(images, probabilities, labels, classes, line.shape)
     data = {
         "alphas": shown(line, 6),
         "xlabel": text("xlabel", xlabel),
@@ -104,36 +91,14 @@ def walk(
             else {"name": name, "values": shown(curve)}
             for name, curve in values.items()
         ],
-        "classes": names,
-        "images": [
-            {
-                "label": int(label),
-                "alt": f"image {m}: {names[int(label)]}",
-                "src": data_uri(photo_png(image)),
-            }
-            for m, (label, image) in enumerate(zip(truth, pixels, strict=True), start=1)
-        ],
+        **seen.data,
         # In thousandths; the predicted class comes from the numbers before they were rounded.
-        "probabilities": np.round(np.nan_to_num(chances) * 1000).astype(int).tolist(),
-        "guesses": guesses.tolist(),
+        "probabilities": np.round(np.nan_to_num(seen.probabilities) * 1000).astype(int).tolist(),
+        "guesses": seen.guesses.tolist(),
     }
-    places = [f"{alpha:.{step}f}".replace("-", "−") for alpha in line]
-    nearest = int(np.abs(line - start).argmin())
-    control = slider("xlabel", (xlabel, places), nearest, play=True)
+    control = slider("xlabel", (xlabel, written(line)), nearest(line, start), play=True)
     below = f'{TABLE}<div class="lw-cards"></div>'
-    return assemble("walk", drawing(alt), [control], below, data, caption)
-
-
-def _unit(
-    name: str, given: ArrayLike, expected: Sequence[int | None], missing: bool = False
-) -> Numbers:
-    """Check an array of numbers from 0 to 1, with NaN only where some may be missing."""
-    numbers = array(name, given, expected)
-    if not (((numbers >= 0) & (numbers <= 1)) | (missing & np.isnan(numbers))).all():
-        raise ValueError(
-            f"{name}: given {numbers.min():g} to {numbers.max():g}, expected numbers from 0 to 1"
-        )
-    return numbers
+    return assemble("walk", picture(alt), [control], below, data, caption)
 
 
 def _range(values: Mapping[str, Numbers], widths: Mapping[str, Numbers], log: bool) -> list[float]:

@@ -1,7 +1,7 @@
 """Sliders for readers: HTML that works in a built page, on Colab and in Jupyter, with no kernel.
 
 Each function returns a `Widget`, which a notebook shows; what its sliders choose from is inside it.
-Only `live` needs a kernel: it computes anew at every move.
+Only `live` and `live_drawing` need a kernel: they compute anew.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,11 +10,13 @@ from typing import Any
 
 import numpy as np
 
+from landscape_lib.widget_drawing import drawing, live_drawing
 from landscape_lib.widget_html import Widget, assemble, frame, slider, text
 from landscape_lib.widget_paths import paths
+from landscape_lib.widget_sights import sights
 from landscape_lib.widget_walk import walk
 
-__all__ = ["Widget", "frames", "live", "paths", "walk"]
+__all__ = ["Widget", "drawing", "frames", "live", "live_drawing", "paths", "sights", "walk"]
 
 
 def frames(

@@ -4,14 +4,16 @@ import base64
 import io
 import json
 import re
+from html import unescape
 from typing import Any
 
+import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from PIL import Image
 
-from landscape_lib import widgets
+from landscape_lib import patterns, widgets
 
 PNG = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJRU5ErkJggg=="
@@ -57,7 +59,29 @@ def walk(**changes: Any) -> widgets.Widget:
     return widgets.walk(**given | changes)
 
 
-MAKERS = {"frames": frames, "paths": paths, "walk": walk}
+def sights(**changes: Any) -> widgets.Widget:
+    """Three columns and two rows of cells."""
+    given: dict[str, Any] = {
+        "alphas": [-1, 0, 1],
+        "betas": [-1, 0],
+        "loss": [[1, 2], [3, 4], [5, 6]],
+        "accuracy": np.full((3, 2), 0.5),
+        "images": np.zeros((2, 4, 5)),
+        "probabilities": np.full((3, 2, 2, 2), 0.5),
+        "labels": [0, 1],
+        "classes": ["cat", "dog"],
+        "alt": "A slope.",
+    }
+    return widgets.sights(**given | changes)
+
+
+def drawing(**changes: Any) -> widgets.Widget:
+    given: dict[str, Any] = {"pattern": [".#", "##"]}
+    return widgets.drawing(**given | changes)
+
+
+PICTURES = {"frames": frames, "paths": paths, "walk": walk, "sights": sights}
+MAKERS = PICTURES | {"drawing": drawing}
 
 
 @pytest.mark.parametrize("kind", MAKERS)
@@ -76,7 +100,7 @@ def test_the_html_needs_nothing_from_elsewhere(kind: str) -> None:
     assert not re.search(r"\sid=", html)  # so that a page may hold it twice
 
 
-@pytest.mark.parametrize("kind", MAKERS)
+@pytest.mark.parametrize("kind", PICTURES)
 def test_text_is_never_markup(kind: str) -> None:
     nasty = '</script><img src=x onerror="boom"> & "quotes"'
     widget = MAKERS[kind](alt=nasty, caption=nasty)
@@ -88,6 +112,8 @@ def test_labels_are_never_markup() -> None:
     assert "<b>" not in frames(sliders=[("<b>", ["<b>", "</script>"])]).html
     assert "<b>" not in paths(xlabel="<b>", paths={"<b>": [[(0, 0)], [(0, 0)]]}, losses=None).html
     assert "<b>" not in walk(classes=["<b>", "</b>"], curves={"<b>": [1, 2, 3]}).html
+    assert "<b>" not in sights(classes=["<b>", "</b>"], xlabel="<b>", caption="<b>").html
+    assert "<b>" not in drawing(caption="<b>").html
 
 
 def test_every_slider_is_labelled_and_shows_its_value() -> None:
@@ -218,6 +244,90 @@ def test_walk_makes_room_for_bands_and_only_for_finite_values() -> None:
     assert data_of(walk(curves={"train": [0, 1, 10]}, log=True))["range"][0] > 0
 
 
+def test_sights_keeps_the_class_and_its_probability_of_every_cell_and_image() -> None:
+    """The class comes from the numbers before they are rounded to percent."""
+    rng = np.random.default_rng(0)
+    chances = rng.dirichlet(np.ones(3), (3, 2, 2))
+    chances[0, 1, 0] = 0.33333, 0.33334, 0.33333
+    chances[2, 0, 1, 2] = np.nan
+    data = data_of(sights(probabilities=chances, classes=["a", "b", "c"]))
+    guesses, percent = (
+        np.frombuffer(base64.b64decode(data[name]), np.uint8).reshape(3, 2, 2)
+        for name in ("guesses", "percent")
+    )
+    assert guesses[0, 1, 0] == 1 and percent[0, 1, 0] == 33
+    assert guesses[2, 0, 1] == 255
+    known = guesses != 255
+    assert known.sum() == 11
+    np.testing.assert_array_equal(guesses[known], chances.argmax(axis=-1)[known])
+    np.testing.assert_allclose(percent[known], 100 * chances.max(axis=-1)[known], atol=0.5)
+
+
+def test_sights_shows_four_digits_and_what_is_not_finite() -> None:
+    loss = [[1 / 3, 2], [np.inf, np.nan], [0, 12345.6]]
+    widget = sights(loss=loss, accuracy=[[1 / 3, 1], [0.5, np.nan], [0, 0]])
+    data = data_of(widget)
+    assert data["loss"] == [0.3333, 2, "∞", "not a number", 0, 12350]
+    assert data["accuracy"] == [0.3333, 1, 0.5, "not a number", 0, 0]
+    assert "Hatched: no finite value." in widget.html
+    assert "Hatched" not in sights().html
+
+
+def test_the_map_of_sights_has_a_pixel_for_each_cell_and_beta_downwards() -> None:
+    """Colours are those of equal ratios of the loss; what is not finite is transparent."""
+    data = data_of(sights(loss=[[0.01, 0], [1, np.nan], [0.1, np.inf]]))
+    image = Image.open(io.BytesIO(base64.b64decode(data["picture"].split(",")[1])))
+    assert image.size == (3, 2)
+    pixels = np.asarray(image.convert("RGBA"))
+    assert pixels[:, :, 3].tolist() == [[255] * 3, [255, 0, 0]]
+    low, middle, high = (data["colours"][k] for k in (0, 12, 23))
+    seen = [f"#{bytes(pixels[at][:3]).hex()}" for at in [(0, 0), (0, 2), (0, 1), (1, 0)]]
+    assert seen == [low, middle, high, low]  # a loss of 0 has the colour of the lowest
+    assert (low, high) == ("#440154", "#fde725")  # viridis
+    np.testing.assert_allclose(data["edges"], np.geomspace(0.01, 1, 25), rtol=1e-3)
+
+
+def test_sights_outlines_the_low_cells_of_the_pattern() -> None:
+    widget = sights(pattern=["#..", ".#."])
+    data = data_of(widget)
+    assert data["low"] == "10" + "01" + "00"  # beta runs faster than alpha, as in the map
+    drawn = re.findall(r"M(\d) (\d)([hv])(\d)", data["outline"])
+    unit = {
+        (int(x) + k * (way == "h"), int(y) + k * (way == "v"), way)
+        for x, y, way, length in drawn
+        for k in range(int(length))
+    }
+    around = {
+        (x + right, y + down, way)
+        for x, y in [(0, 0), (1, 1)]
+        for right, down, way in [(0, 0, "h"), (0, 1, "h"), (0, 0, "v"), (1, 0, "v")]
+    }
+    assert unit == around
+    assert "White line: the outline of the LOW cells" in widget.html
+    assert data_of(sights())["outline"] is None and "White line" not in sights().html
+
+
+def test_sights_begins_at_the_nearest_cell_and_cells_reach_half_a_step_beyond() -> None:
+    data = data_of(sights(alphas=[-0.5, 0, 0.5], start=(0.3, -9)))
+    assert data["extent"] == [-0.75, 0.75, -1.5, 0.5]
+    assert [control["values"] for control in data["sliders"]] == [
+        ["−0.5", "0.0", "0.5"],
+        ["−1", "0"],
+    ]
+    values = re.findall(r'value="(\d)" aria-valuetext', sights(start=(0.9, -9)).html)
+    assert values == ["2", "0"]
+
+
+def test_the_code_of_a_drawing_makes_its_pattern() -> None:
+    pattern = np.random.default_rng(0).random((24, 7)) < 0.5
+    widget = drawing(pattern=pattern, name="mine", caption="Draw.")
+    code = unescape(re.findall(r"<pre [^>]*>(.*?)</pre>", widget.html, re.S)[0])
+    made: dict[str, Any] = {}
+    exec(code.replace("ll.patterns.", "patterns."), {"patterns": patterns}, made)
+    np.testing.assert_array_equal(made["mine"], pattern)
+    assert "Draw." in widget.html and "lw-sliders" not in widget.html.split("<style>")[0]
+
+
 def test_a_realistic_page_stays_small() -> None:
     rng = np.random.default_rng(0)
     walked = walk(
@@ -230,6 +340,18 @@ def test_a_realistic_page_stays_small() -> None:
         classes=[str(c) for c in range(10)],
     )
     assert len(walked.html) < 120_000
+    seen = sights(
+        alphas=np.arange(50) - 25,
+        betas=np.arange(50) - 25,
+        loss=rng.lognormal(size=(50, 50)),
+        accuracy=rng.random((50, 50)),
+        images=rng.random((8, 28, 28)),
+        probabilities=rng.dirichlet(np.ones(10), (50, 50, 8)),
+        labels=range(8),
+        classes=[str(c) for c in range(10)],
+        pattern=patterns.random_mask(50),
+    )
+    assert len(seen.html) < 180_000
     y, x = np.mgrid[-1:1:101j, -1:1:101j]
     runs = {f"optimiser {k}": rng.normal(size=(8, 101, 2)) for k in range(4)}
     losses = {name: np.sum(run**2, axis=2) for name, run in runs.items()}
@@ -293,6 +415,30 @@ BAD = [
     (walk, {"labels": [0, 2]}, ValueError, "labels: given [0, 2], expected whole numbers below 2"),
     (walk, {"classes": ["cat", 1]}, TypeError, "classes: given int, expected a text"),
     (walk, {"alt": " "}, ValueError, "alt: given an empty text"),
+    (sights, {"alphas": [0, 1, 3]}, ValueError, "alphas: given steps of 1 to 2, expected equal"),
+    (sights, {"betas": [0]}, ValueError, "betas: given [0], expected at least two finite numbers"),
+    (sights, {"betas": [0, 1, 2]}, ValueError, "loss: given shape (3, 2), expected (3, 3)"),
+    (sights, {"loss": -np.ones((3, 2))}, ValueError, "loss: given -1 to -1, expected no negative"),
+    (sights, {"loss": np.zeros((3, 2))}, ValueError, "loss: given 0 to 0, expected no negative"),
+    (sights, {"loss": np.full((3, 2), np.nan)}, ValueError, "loss: given no finite number"),
+    (sights, {"accuracy": np.ones(3)}, ValueError, "accuracy: given shape (3,), expected (3, 2)"),
+    (sights, {"accuracy": np.full((3, 2), 91)}, ValueError, "accuracy: given 91 to 91"),
+    (sights, {"images": np.zeros(4)}, ValueError, "images: given shape (4,), expected (M, h"),
+    (sights, {"probabilities": np.ones((3, 2, 2))}, ValueError, "expected (3, 2, 2, 2), not"),
+    (sights, {"labels": [0, 2]}, ValueError, "labels: given [0, 2], expected whole numbers"),
+    (sights, {"classes": ["a"] * 256}, ValueError, "classes: given 256, expected 255 at most"),
+    (sights, {"pattern": np.eye(3)}, ValueError, "pattern: given shape (3, 3), expected (2, 3)"),
+    (sights, {"pattern": np.ones((2, 3))}, ValueError, "pattern: expected LOW and HIGH cells"),
+    (sights, {"start": 1}, ValueError, "start: given shape (), expected (2)"),
+    (sights, {"ylabel": ""}, ValueError, "ylabel: given an empty text"),
+    (drawing, {"pattern": np.eye(25)}, ValueError, "pattern: given shape (25, 25), expected two"),
+    (drawing, {"pattern": [[1, 0]]}, ValueError, "pattern: given shape (1, 2), expected two"),
+    (drawing, {"pattern": [1, 0]}, ValueError, "pattern: given shape (2,), expected two dim"),
+    (drawing, {"pattern": [".?", "##"]}, ValueError, "pattern: expected rows of one length"),
+    (drawing, {"pattern": np.ones((4, 4))}, ValueError, "pattern: expected LOW and HIGH cells"),
+    (drawing, {"name": "a b"}, ValueError, "name: given 'a b', expected the name of a variable"),
+    (drawing, {"name": "lambda"}, ValueError, "name: given 'lambda', expected the name of"),
+    (drawing, {"name": 3}, TypeError, "name: given int, expected a text"),
 ]
 
 
@@ -332,3 +478,102 @@ def test_live_computes_again_when_a_slider_moves() -> None:
 def test_live_names_a_bad_slider(sliders: Any, error: Any, message: str) -> None:
     with pytest.raises(error, match=re.escape(message)):
         widgets.live(print, **sliders)
+
+
+def live_drawing(function: Any, pattern: Any = ("#.", "..")) -> Any:
+    """The parts of a drawing: cells, the count, the buttons and the output."""
+    grid, count, buttons, output = widgets.live_drawing(function, pattern).children
+    clear, start = buttons.children
+    assert [clear.description, start.description] == ["Clear", "Fit"]
+    return grid.children, count, clear, start, output
+
+
+def test_live_drawing_calls_the_function_with_what_is_drawn() -> None:
+    seen: list[Any] = []
+    cells, count, _, start, _ = live_drawing(seen.append, ["#..", "..#"])
+    assert [cell.value for cell in cells] == [True, False, False, False, False, True]
+    assert cells[5].tooltip == "row 1, column 2"
+    assert count.value == "Coloured cells are LOW: 2 of 6."
+    cells[0].value, cells[1].value = False, True
+    assert [cell.button_style for cell in cells[:3]] == ["", "primary", ""]
+    assert not seen  # only when it is asked for
+    start.click()
+    assert len(seen) == 1 and seen[0].dtype == bool
+    np.testing.assert_array_equal(seen[0], [[0, 1, 0], [0, 0, 1]])
+    seen[0][:] = False  # the function's own
+    assert count.value == "Coloured cells are LOW: 2 of 6."
+
+
+def test_live_drawing_shares_one_look() -> None:
+    """576 cells with a layout and a style each would make a slow page."""
+    cells = live_drawing(print, np.eye(24))[0]
+    assert len({id(cell.layout) for cell in cells}) == len({id(cell.style) for cell in cells}) == 1
+
+
+def test_live_drawing_says_what_went_wrong(capsys: pytest.CaptureFixture[str]) -> None:
+    def fail(pattern: Any) -> None:
+        print("begun")
+        raise ValueError("lr: expected a positive number, got 0")
+
+    def printed() -> str:  # without what clears the output where there is no kernel
+        return capsys.readouterr().out.replace("\x1b[2K\r", "")
+
+    cells, count, clear, start, _ = live_drawing(fail)
+    start.click()
+    assert printed() == "begun\nValueError: lr: expected a positive number, got 0\n"
+    clear.click()
+    assert not any(cell.value for cell in cells)
+    assert count.value == "Coloured cells are LOW: 0 of 4."
+    start.click()
+    expected = "ValueError: pattern: expected LOW and HIGH cells, got 4 that are HIGH\n"
+    assert printed() == expected
+    assert not (start.disabled or clear.disabled)
+
+
+def test_live_drawing_shows_figures_when_the_function_has_ended(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Not before: each message from the page would show and close what is drawn so far."""
+    shown: list[int] = []
+    monkeypatch.setattr(matplotlib, "get_backend", lambda: "inline")
+    monkeypatch.setattr(plt, "show", lambda: shown.append(len(plt.get_fignums())))
+
+    def plot(pattern: Any) -> None:
+        plt.figure()
+        assert not plt.isinteractive() and not shown
+
+    was = plt.isinteractive()
+    with plt.ion():
+        live_drawing(plot)[3].click()
+        assert plt.isinteractive()
+    plt.close("all")
+    assert shown == [1] and plt.isinteractive() == was
+
+
+def test_live_drawing_can_be_started_only_once_at_a_time() -> None:
+    disabled: list[bool] = []
+
+    def look(pattern: Any) -> None:
+        disabled.extend([start.disabled, clear.disabled])
+        raise KeyboardInterrupt
+
+    _, _, clear, start, _ = live_drawing(look)
+    with pytest.raises(KeyboardInterrupt):
+        start.click()
+    assert disabled == [True, True]
+    assert not (start.disabled or clear.disabled)
+
+
+@pytest.mark.parametrize(
+    "function, pattern, error, message",
+    [
+        (3, np.eye(3), TypeError, "function: given int, expected a function"),
+        (print, np.eye(25), ValueError, "pattern: given shape (25, 25), expected two dimensions"),
+        (print, np.zeros((3, 3)), ValueError, "pattern: expected LOW and HIGH cells"),
+    ],
+)
+def test_live_drawing_names_bad_input(
+    function: Any, pattern: Any, error: Any, message: str
+) -> None:
+    with pytest.raises(error, match=re.escape(message)):
+        widgets.live_drawing(function, pattern)

@@ -97,3 +97,9 @@ def open_page(browser: Browser) -> Iterator[OpenPage]:
         context.close()
     if problems:
         pytest.fail("\n".join(problems), pytrace=False)
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Path:
+    """Where a test writes the page that it opens."""
+    return tmp_path / "page.html"

@@ -16,14 +16,14 @@ PAGES = sorted(
     for page in HTML.rglob("*.html")
     if page.relative_to(HTML).parts[0] not in ("_static", "_sources")
 )
-WITH_SLIDERS = [
+WITH_WIDGETS = [
     name for name in PAGES if 'class="landscape-widget"' in (HTML / name).read_text("utf-8")
 ]
 
 
 def test_the_book_is_built() -> None:
     if PAGES:
-        assert WITH_SLIDERS
+        assert WITH_WIDGETS
         return
     message = f"no built book in {HTML.parent.name}/{HTML.name}: make book"
     pytest.fail(message) if os.environ.get("CI") else pytest.skip(message)
@@ -70,11 +70,17 @@ def drawn(widget: Locator) -> tuple[str, bytes]:
     return picture.evaluate("e => e.outerHTML"), picture.screenshot(animations="disabled")
 
 
-@pytest.mark.parametrize("name", WITH_SLIDERS)
-def test_its_sliders_move(open_page: OpenPage, name: str, look: dict[str, Any]) -> None:
+@pytest.mark.parametrize("name", WITH_WIDGETS)
+def test_its_widgets_react(open_page: OpenPage, name: str, look: dict[str, Any]) -> None:
     page = open_page(HTML / name, **look)
     for widget in page.locator(".landscape-widget").all():
         assert widget.get_attribute("data-ready") == ""
+        if widget.get_attribute("data-kind") == "drawing":
+            before = drawn(widget)
+            widget.get_by_role("gridcell").first.press("Space")
+            after = drawn(widget)
+            assert before[0] != after[0] and before[1] != after[1], "drawing: the same picture"
+            continue
         sliders = widget.locator(".lw-slider input[type=range]").all()
         assert sliders
         for slider in sliders:

@@ -1,17 +1,17 @@
 """The sliders of `widgets` in a real browser, moved by keyboard, finger and pointer."""
 
+import io
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from playwright.sync_api import Locator, Page, expect
+from PIL import Image
+from playwright.sync_api import Locator, expect
+from widget_pages import THEMES, OpenPage, contrasts, fill
 
 from landscape_lib import widgets
-
-OpenPage = Callable[..., Page]
 
 COLOURS = ["#c03030", "#30c030", "#3030c0", "#c0c030", "#c030c0", "#30c0c0"]
 SQUARES = [
@@ -84,30 +84,51 @@ def along_a_line() -> widgets.Widget:
     )
 
 
-ALL = {"one": one_slider, "two": two_sliders, "map": on_a_map, "line": along_a_line}
-# Pages that widgets find themselves in; the last says nothing about its colour scheme.
-THEMES = {
-    "light": "html{color-scheme:light;background:#fff;color:#222}",
-    "dark": "html{color-scheme:dark;background:#121212;color:#ced6dd}",
-    "dark, unsaid": "html{background:#383838;color:#e8eaed}",
+def over_a_plane() -> widgets.Widget:
+    """4 x 3 cells: only the middle row, at beta = 0, is LOW from alpha = -1 on."""
+    low = np.array([[0, 0, 0, 0], [0, 1, 1, 1], [0, 0, 0, 0]], dtype=bool)
+    loss = np.where(low.T, 0.25, 4.0) + np.arange(12).reshape(4, 3) / 1000
+    loss[0, 0] = np.inf
+    chances = np.full((4, 3, 2, 8), 0.02)
+    chances[..., 0, 1] = 0.86  # always Trouser, which is right
+    chances[~low.T, 1, 3], chances[low.T, 1, 2] = 0.855, 0.862  # Dress, wrong, or Pullover
+    chances[3, 2] = np.nan
+    return widgets.sights(
+        np.arange(4) - 2,
+        np.arange(3) - 1,
+        loss,
+        accuracy=np.where(low.T, 0.9125, 0.1),
+        images=np.random.default_rng(0).random((2, 8, 8)),
+        probabilities=chances,
+        labels=[1, 2],
+        classes=CLASSES,
+        pattern=low,
+        alt="A bar of low loss.",
+        caption="A fitted plane.",
+    )
+
+
+def a_drawing() -> widgets.Widget:
+    return widgets.drawing([".##.", "#..#", ".##."])
+
+
+ALL = {
+    "one": one_slider,
+    "two": two_sliders,
+    "map": on_a_map,
+    "line": along_a_line,
+    "plane": over_a_plane,
+    "drawing": a_drawing,
 }
 
 
-@pytest.fixture
-def write(tmp_path: Path) -> Path:
-    return tmp_path / "page.html"
-
-
-def fill(path: Path, *content: widgets.Widget | str, theme: str = "light") -> Path:
-    body = "<hr>".join(c if isinstance(c, str) else c.html for c in content)
-    path.write_text(
-        '<!doctype html><html lang="en"><head><title>Page</title>'
-        '<meta name="viewport" content="width=device-width">'
-        f"<style>{THEMES[theme]} body{{font-family:sans-serif}}</style></head>"
-        f"<body>{body}</body></html>",
-        encoding="ascii",
-    )
-    return path
+def disturb(widget: Locator) -> None:
+    """Move the last slider, or draw where there is none."""
+    if widget.get_by_role("slider").count():
+        slider = widget.get_by_role("slider").last
+        slider.press("Home" if slider.input_value() != "0" else "End")
+    else:
+        widget.get_by_role("gridcell").first.press("Space")
 
 
 def shown(widget: Locator) -> str | None:
@@ -116,6 +137,12 @@ def shown(widget: Locator) -> str | None:
 
 def sentence(widget: Locator) -> str:
     return widget.locator(".lw-live").text_content() or ""
+
+
+def middle(thing: Locator) -> tuple[float, float]:
+    box = thing.bounding_box()
+    assert box
+    return box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
 
 
 def table(widget: Locator) -> dict[str, list[str]]:
@@ -249,6 +276,77 @@ def test_a_click_in_the_plot_walks_there(open_page: OpenPage, write: Path) -> No
     assert page.locator("output").inner_text() == "1.00"
 
 
+def test_the_sliders_of_a_plane_move_marker_and_predictions(
+    open_page: OpenPage, write: Path
+) -> None:
+    page = open_page(fill(write, over_a_plane()))
+    widget = page.locator(".landscape-widget")
+    alpha, beta = (page.get_by_role("slider", name=name) for name in "αβ")
+    verdicts, bars = widget.locator(".lw-verdict"), widget.locator(".lw-bar")
+    assert table(widget) == {"(0, 0)": ["0.2570", "0.9125", "LOW"]}
+    assert verdicts.all_inner_texts() == ["✓\nTrouser (right)", "✓\nPullover (right)"]
+    assert bars.nth(1).inner_text().split() == ["probability", "86", "%"]
+    start = middle(page.locator("circle").first)
+
+    beta.press("ArrowRight")  # downwards, as the rows of a pattern
+    below = middle(page.locator("circle").first)
+    assert below[0] == pytest.approx(start[0], abs=0.1) and below[1] > start[1] + 20
+    assert table(widget) == {"(0, 1)": ["4.008", "0.1000", "HIGH"]}
+    assert verdicts.all_inner_texts() == ["✓\nTrouser (right)", "✗\nDress (wrong)"]
+    assert bars.nth(1).inner_text().split() == ["probability", "86", "%"]
+    assert sentence(widget) == (
+        "α 0, β 1, HIGH. loss 4.008, accuracy 0.1000. image 1: Trouser: predicted Trouser (right), "
+        "86 %. image 2: Pullover: predicted Dress (wrong), 86 %."
+    )
+    alpha.press("ArrowRight")
+    assert middle(page.locator("circle").first)[0] > below[0] + 20
+    assert verdicts.all_inner_texts() == ["–\nno prediction"] * 2
+    assert bars.nth(0).inner_text().split() == ["probability", "–"]
+    alpha.press("Home")
+    beta.press("Home")
+    assert table(widget) == {"(−2, −1)": ["∞", "0.1000", "HIGH"]}
+
+
+def test_a_press_on_the_map_goes_to_the_cell(open_page: OpenPage, write: Path) -> None:
+    page = open_page(fill(write, over_a_plane()))
+    widget, pad = page.locator(".landscape-widget"), page.locator(".lw-drag").bounding_box()
+    assert pad
+    wide, high = pad["width"] / 4, pad["height"] / 3
+    assert wide == pytest.approx(high, rel=0.01)
+    for i, j in [(0, 2), (3, 1), (2, 0)]:
+        centre = (pad["x"] + (i + 0.5) * wide, pad["y"] + (j + 0.5) * high)
+        page.mouse.click(centre[0] + 0.4 * wide, centre[1] - 0.4 * high)
+        assert widget.locator("output").all_inner_texts() == [
+            str(i - 2).replace("-", "−"),
+            str(j - 1).replace("-", "−"),
+        ]
+        assert middle(page.locator("circle").first) == pytest.approx(centre, abs=0.6)
+    # A drag goes along, and waits at the edge when the pointer leaves the map.
+    page.mouse.down()
+    page.mouse.move(pad["x"] + 0.5 * wide, pad["y"] + 1.5 * high)
+    assert widget.locator("output").all_inner_texts() == ["−2", "0"]
+    page.mouse.move(pad["x"] + 2.5 * wide, pad["y"] + 9 * high)
+    assert widget.locator("output").all_inner_texts() == ["0", "1"]
+    page.mouse.up()
+    page.mouse.move(pad["x"], pad["y"])
+    assert widget.locator("output").all_inner_texts() == ["0", "1"]
+
+
+def test_the_map_of_a_plane_lies_as_its_pattern(open_page: OpenPage, write: Path) -> None:
+    """Dark where the loss is low; hatched, that is grey, where it is not finite."""
+    page = open_page(fill(write, over_a_plane()))
+    page.get_by_role("slider", name="α").press("End")
+    shot = page.locator("image").screenshot()
+    pixels = np.asarray(Image.open(io.BytesIO(shot)).convert("RGB")).astype(int)
+    high, wide = (side // size for side, size in zip(pixels.shape[:2], (3, 4), strict=True))
+    # Away from the middle of a cell, where the marker may be.
+    colours = pixels[high // 5 :: high, wide // 5 :: wide][:3, :4]
+    dark = colours.sum(axis=2) < 250
+    assert dark.tolist() == [[False] * 4, [False, True, True, True], [False] * 4]
+    grey = np.ptp(colours, axis=2) < 12
+    assert grey.tolist() == [[True, False, False, False], [False] * 4, [False] * 4]
+
+
 @pytest.mark.parametrize("motion", ["no-preference", "reduce"])
 def test_a_film_starts_and_stops_when_asked(open_page: OpenPage, write: Path, motion: str) -> None:
     page = open_page(fill(write, ""), reduced_motion=motion)
@@ -277,11 +375,10 @@ def test_widgets_do_not_touch_one_another(open_page: OpenPage, write: Path) -> N
     every = [*(make() for make in ALL.values()), one_slider(), along_a_line()]
     page = open_page(fill(write, *every))
     each = page.locator(".landscape-widget").all()
-    assert len(each) == 6
+    assert len(each) == len(ALL) + 2
     for moved in each:
         states = [one.evaluate("one => one.outerHTML") for one in each]
-        slider = moved.get_by_role("slider").last
-        slider.press("Home" if slider.input_value() != "0" else "End")
+        disturb(moved)
         after = [one.evaluate("one => one.outerHTML") for one in each]
         changed = [a != b for a, b in zip(states, after, strict=True)]
         assert changed == [one is moved for one in each]
@@ -296,7 +393,7 @@ def test_nothing_leaks_into_the_page(open_page: OpenPage, write: Path) -> None:
 def test_it_starts_where_a_notebook_inserts_it(open_page: OpenPage, write: Path) -> None:
     """JupyterLab sets innerHTML and then replaces each script by a copy of itself."""
     page = open_page(fill(write, '<div id="output"></div>'))
-    for make in (one_slider, on_a_map, one_slider):
+    for make in (one_slider, on_a_map, a_drawing, over_a_plane, one_slider):
         page.evaluate(
             """html => {
                 const host = document.createElement("div");
@@ -314,8 +411,7 @@ def test_it_starts_where_a_notebook_inserts_it(open_page: OpenPage, write: Path)
     for widget in page.locator(".landscape-widget").all():
         assert widget.get_attribute("data-ready") == ""
         before = widget.locator(".lw-picture").screenshot()
-        slider = widget.get_by_role("slider").last
-        slider.press("Home" if slider.input_value() != "0" else "End")
+        disturb(widget)
         assert widget.locator(".lw-picture").screenshot() != before
 
 
@@ -347,10 +443,10 @@ def test_without_scripts_the_first_picture_shows(open_page: OpenPage, write: Pat
 
 def test_everything_has_a_name(open_page: OpenPage, write: Path) -> None:
     page = open_page(fill(write, *(make() for make in ALL.values())))
-    for name in ["gamma", "seed", "step size", "step", "α"]:
+    for name in ["gamma", "seed", "step size", "step", "α", "β"]:
         assert page.get_by_role("slider", name=name, exact=True).count() >= 1
     for name in ["red", "square 1a", "A bowl and two paths", "Loss from the", "image 1: Trouser"]:
-        expect(page.get_by_role("img", name=name)).to_be_visible()
+        expect(page.get_by_role("img", name=name).first).to_be_visible()
     assert page.get_by_role("button", name="play step").count() == 1
     for live in page.locator(".landscape-widget > [aria-live=polite]").all():
         assert live.text_content()
@@ -376,41 +472,12 @@ def test_a_phone_needs_no_sideways_scrolling(open_page: OpenPage, write: Path, w
 def test_text_is_legible(open_page: OpenPage, write: Path, theme: str) -> None:
     """Contrast of at least 4.5 : 1 for text, 3 : 1 for lines and controls (WCAG AA)."""
     page = open_page(fill(write, *(make() for make in ALL.values()), theme=theme))
-    words = ".landscape-widget :is(text:not(.lw-lost), span, th, td, output, p, div)"
+    words = ".landscape-widget :is(text:not(.lw-lost), span, th, td, output, p, div, button, pre)"
     texts = contrasts(page, words, own_text=True)
     assert len(texts) > 100
     assert {text for text, contrast in texts if contrast < 4.5} == set()
     lines = contrasts(page, "[data-kind=walk] .lw-line", own_text=False)
     assert len(lines) == 4 and min(contrast for _, contrast in lines) >= 3
-
-
-def contrasts(page: Page, selector: str, own_text: bool) -> list[tuple[str, float]]:
-    return page.evaluate(
-        """([selector, ownText]) => {
-            const canvas = new OffscreenCanvas(1, 1).getContext("2d", { willReadFrequently: true });
-            const over = (...colours) => {
-                canvas.clearRect(0, 0, 1, 1);
-                for (const colour of colours) {
-                    canvas.fillStyle = colour;
-                    canvas.fillRect(0, 0, 1, 1);
-                }
-                const linear = [...canvas.getImageData(0, 0, 1, 1).data].slice(0, 3).map((v) =>
-                    v / 255 <= 0.04045 ? v / 255 / 12.92 : ((v / 255 + 0.055) / 1.055) ** 2.4);
-                return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2];
-            };
-            const page = getComputedStyle(document.documentElement).backgroundColor;
-            const speaks = (e) => [...e.childNodes].some((n) => n.nodeType === 3 && n.data.trim());
-            return [...document.querySelectorAll(selector)]
-                .filter((e) => !ownText || speaks(e))
-                .map((e) => {
-                    const style = getComputedStyle(e), inSvg = e.namespaceURI.endsWith("svg");
-                    const ink = !ownText ? style.stroke : inSvg ? style.fill : style.color;
-                    const [a, b] = [over(page, ink), over(page)].sort((p, q) => q - p);
-                    return [e.textContent || ink, (a + 0.05) / (b + 0.05)];
-                });
-        }""",
-        [selector, own_text],
-    )
 
 
 def test_it_opens_in_every_look(open_page: OpenPage, write: Path, look: dict[str, Any]) -> None:
