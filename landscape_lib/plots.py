@@ -199,7 +199,7 @@ def gallery(
     for ax, (title, surface) in zip(axes.flat, surfaces.items(), strict=False):
         mesh = heat(surface, variable, ax=ax, log=log, limits=shared, levels=0, colorbar=False)
         ax.set(title=title, aspect="equal")
-        ax.set_ylim(ax.get_ylim()[::-1])
+        ax.set_ylim(sorted(ax.get_ylim(), reverse=True))
         ax.label_outer()
     figure.colorbar(mesh, ax=axes, label=variable.replace("_", " "), shrink=min(1.0, 1.6 / rows))
     return figure

@@ -224,3 +224,32 @@ def test_what_cannot_be_drawn_is_named(dataset, arguments, message):
     with pytest.raises(ValueError, match=message):
         plots.heat(dataset, **arguments)
     assert not plt.gcf().axes  # before anything is drawn
+
+
+def test_a_gallery_has_one_scale_of_colours_and_pictures_stand_upright():
+    surfaces = {name: grid(np.full((2, 3), value)) for name, value in {"a": 1.0, "b": 4.0}.items()}
+    figure = plots.gallery(surfaces, log=True, columns=3)
+    first, second, bar = figure.axes
+    assert [ax.get_title() for ax in (first, second)] == ["a", "b"]
+    meshes = [ax.collections[0] for ax in (first, second)]
+    assert all(isinstance(m.norm, LogNorm) and (m.norm.vmin, m.norm.vmax) == (1, 4) for m in meshes)
+    assert bar.get_ylabel() == "loss"
+    for ax in (first, second):
+        bottom, top = ax.get_ylim()
+        assert bottom > top  # beta counts rows, downwards
+        assert ax.get_aspect() == 1
+
+
+def test_a_gallery_leaves_empty_places_empty_and_takes_limits():
+    surfaces = {str(k): grid(np.full((2, 2), k + 1.0)) for k in range(4)}
+    figure = plots.gallery(surfaces, columns=3, limits=(0, 10))
+    drawn = [ax for ax in figure.axes if ax.collections and ax.get_title()]
+    assert len(drawn) == 4 and sum(not ax.axison for ax in figure.axes) == 2
+    assert {ax.collections[0].norm.vmax for ax in drawn} == {10}
+    with pytest.raises(ValueError, match="surfaces, columns: expected at least one map"):
+        plots.gallery({})
+
+
+def test_a_map_can_go_without_a_colour_bar():
+    plots.heat(grid(np.ones((2, 2))), colorbar=False)
+    assert len(plt.gcf().axes) == 1
