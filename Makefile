@@ -46,9 +46,9 @@ figures: .venv/book.stamp ## write book/figures.md anew from what the chapters m
 strip: .venv/test.stamp ## clear the notebooks' outputs, but for cells marked keep_output
 	$(BIN)/nbstripout --keep-count --keep-id --extra-keys metadata.language_info book/*.ipynb
 
-benchmarks: .venv/book.stamp ## measure speed on this machine, an idle one: half an hour, for the page "How fast is it?"
+benchmarks: .venv/book.stamp ## measure speed on this machine, an idle one: an hour
 	$(BIN)/python -m pip install --quiet ".[benchmarks]"
-	for name in against methods scaling fewer; do $(BIN)/python benchmarks/$$name.py || exit 1; done
+	for name in against methods scaling fewer pictures; do $(BIN)/python benchmarks/$$name.py || exit 1; done
 
 serve: ## show the built book in a browser, through a small server of this machine
 	@test -f $(INDEX) || { echo "There is no book yet: make book"; exit 1; }
