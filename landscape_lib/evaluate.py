@@ -93,7 +93,9 @@ def evaluate(
             line between two models ``[batchnorm.statistics_of(first), ...of(second)]``.
         calibration_samples: for ``"reestimated"``: size of the fixed random subset.
         dtype: compute dtype of weights and inputs, for example ``torch.float64``; the model's own
-            by default. Sums over samples are always float64.
+            by default. With 16 bits on an accelerator weights and inputs are float32, and the model
+            runs under ``torch.autocast``: products are in ``dtype``, normalisation and softmax in
+            float32 (see ``precision``). Sums over samples are always float64.
         method: ``"loop"`` goes point by point, ``"vmap"`` runs ``chunk_size`` points at once: same
             numbers up to rounding. ``"auto"`` takes ``"vmap"`` where launching small operations
             costs more than the arithmetic (see ``task.choose_method``) and the model allows it;
@@ -117,6 +119,7 @@ def evaluate(
         training: run in training mode (dropout active, the same masks at every point). Batch norm
             follows ``batchnorm`` all the same.
         store: path of a file to which finished points are written; resumes from it if it exists.
+            A process that is killed loses only what it was computing; see ``surface_store``.
         executor: run chunks of points on its workers; see ``distribute``.
         progress: show a progress bar if it takes longer than two seconds.
         seed: of the subset and of random numbers drawn by the model.
@@ -124,6 +127,8 @@ def evaluate(
     Returns:
         Dataset with dimensions ``("alpha",)``, ``("alpha", "beta")`` or ``("point",)`` and the
         variables ``loss``, ``loss_se``, one pair per metric, and ``samples``. NaN and inf stay.
+        The attribute ``flops`` is the work of the model as it is written, at all points of the
+        result: what ``first_layer`` spares, and points out of the store, count in full.
 
     Raises:
         TypeError, ValueError: bad input, named before any work is done.
@@ -201,7 +206,7 @@ def evaluate(
             "loss": describe_callable(loss),
             "metrics": digest({n: describe_callable(m) for n, m in (metrics or {}).items()}),
             "batchnorm": digest([batchnorm, list(along), [batch.x for batch in calibration]]),
-            "dtype": str(dtype),
+            "dtype": f"{dtype} by autocast" if at.autocast else str(dtype),
             "method": method,
             "training": str(training),
             "seed": str(seed),
@@ -213,7 +218,8 @@ def evaluate(
     attributes = {
         "fingerprint": to_json(fingerprint),
         "batchnorm": batchnorm,
-        "dtype": str(dtype or next(iter(weights.values())).dtype).removeprefix("torch."),
+        "dtype": str(dtype or next(iter(weights.values())).dtype).removeprefix("torch.")
+        + (" by autocast" if at.autocast else ""),
         "method": method,
         "population": float(population),
         "seconds": round(time.perf_counter() - started, 3),

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -14,15 +14,17 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from landscape_lib import batchnorm, first_layer
+from landscape_lib import batchnorm, first_layer, precision
 from landscape_lib.batches import Batch, Group, group, move, reads_channels_last
 from landscape_lib.folding import Folded, can_fold, load
 from landscape_lib.measures import Measures
+from landscape_lib.precision import at_least_float32
 from landscape_lib.slices import Slice
 from landscape_lib.weights import Weights, flatten, unflatten
 from landscape_lib.workload import workload
 
 Indices = NDArray[np.int64]
+T = TypeVar("T")
 
 
 class Points:
@@ -32,7 +34,8 @@ class Points:
         model: it is copied.
         slice: the points.
         example: inputs of a few samples, on which it is tried what the model can do.
-        dtype: compute dtype; the model's own if ``None``.
+        dtype: compute dtype; the model's own if ``None``. Where ``precision.autocasts`` says so,
+            weights and inputs are float32 and forward passes run in ``precision.autocast``.
         training: run in training mode; batch norm follows its policy all the same.
         seed: of random numbers that the model draws: the same at every point.
         policy: of batch norm, one of ``batchnorm.POLICIES``.
@@ -66,7 +69,9 @@ class Points:
         self._foldable = can_fold(self._probe, own)
         # Points are built in at least float32: a step along a direction can be smaller than
         # bfloat16 resolves.
-        self._probe.to(dtype=dtype)
+        # With autocast in float32: it leaves float64 as it is.
+        self.autocast = dtype if precision.autocasts(self.device, dtype) else None
+        self._probe.to(dtype=torch.float32 if self.autocast else dtype)
         self.dtype = next(self._probe.parameters()).dtype
         self._precise = torch.promote_types(self.dtype, torch.float32)
         self._fixed = self._to_precise(batchnorm.statistics_of(model))
@@ -78,7 +83,7 @@ class Points:
         if self._channels_last and not reads_channels_last(self._probe, own):
             self._channels_last = False  # it reads the images, but not the filters
             self._tie()
-        self.work = workload(self._probe, own)
+        self.work = self._run(workload, self._probe, own)
         names = list(self._parameters)
         self._basis = torch.stack(
             [flatten(self._stored({n: v[n] for n in names})) for v in slice.basis]
@@ -90,6 +95,13 @@ class Points:
     def count(self) -> int:
         """Number of parameters."""
         return len(self._flat)
+
+    def _run(self, forward: Callable[..., T], *args: Any) -> T:
+        """Call what runs the model; building a point and measuring there stay outside."""
+        if self.autocast is None:
+            return forward(*args)
+        with precision.autocast(self.device, self.autocast):
+            return forward(*args)
 
     def _to_precise(self, tensors: Weights) -> Weights:
         return {name: t.to(self.device, self._precise) for name, t in tensors.items()}
@@ -142,7 +154,7 @@ class Points:
     def output_of_model(self, batch: Batch) -> Any:
         """Return the output at the caller's own weights; ask before any sums."""
         with torch.no_grad():
-            return _at_least_float32(self._probe(batch.x))
+            return at_least_float32(self._run(self._probe, batch.x))
 
     def sums(
         self, indices: Indices, groups: list[Group], measures: Measures, method: str
@@ -181,7 +193,7 @@ class Points:
         self._flat.copy_(vector)
         torch.manual_seed(self.seed)
         if self.policy == "reestimated":
-            batchnorm.reestimate(self._probe, (batch.x for batch in self._calibration))
+            self._run(batchnorm.reestimate, self._probe, [b.x for b in self._calibration])
             statistics = self._to_precise(batchnorm.statistics_of(self._probe))
         elif statistics is not None:
             batchnorm.load_statistics(self._probe, statistics)
@@ -227,7 +239,7 @@ class Points:
         return first_layer.combine(coefficients, x).to(self.dtype) if self._cut else x
 
     def _output(self, passes: Iterable[Any]) -> Any:
-        return _joined([self._forward(x) for x in passes])
+        return _joined([self._run(self._forward, x) for x in passes])
 
     def _by_loop(self, index: int, groups: list[Group], measures: Measures) -> Tensor:
         coefficients = self._coefficients(np.array([index]))
@@ -255,7 +267,7 @@ class Points:
             found |= self._folded_at(vector, statistics or self._fixed)
             weights = {n: t.to(self.dtype) for n, t in found.items() if n in self._present}
             inputs = (self._input(x, coefficients) for x in group.passes)
-            outputs = [functional_call(self._forward, weights, (x,)) for x in inputs]
+            outputs = [self._run(functional_call, self._forward, weights, (x,)) for x in inputs]
             return measures.sums(_joined(outputs), group.y, group.size, group.reference)
 
         parts = [
@@ -270,11 +282,5 @@ class Points:
 def _joined(outputs: list[Any]) -> Any:
     """Return the output of several forward passes as one."""
     if len(outputs) == 1:
-        return _at_least_float32(outputs[0])
-    return _at_least_float32(torch.cat(outputs))
-
-
-def _at_least_float32(output: Any) -> Any:
-    if isinstance(output, Tensor) and output.dtype in (torch.bfloat16, torch.float16):
-        return output.float()
-    return output
+        return at_least_float32(outputs[0])
+    return at_least_float32(torch.cat(outputs))

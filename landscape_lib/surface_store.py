@@ -2,8 +2,10 @@
 
 The store is one netCDF file, rewritten whole every two seconds at most and put in place by an
 atomic rename. A surface is small (251 x 251 points with five variables are 2.5 MB), so that costs
-milliseconds; in return there is one readable file at every instant, no lock to hang on, and no
-journal to repair. A chunked format such as Zarr would pay only for surfaces too large to rewrite.
+milliseconds; in return the file is readable at every instant, and there is no lock to hang on. What
+was written since is in a journal beside it, ``NAME.journal``, which every save makes empty: when a
+run has ended there is the one file. A chunked format such as Zarr would pay only for surfaces too
+large to rewrite.
 """
 
 from __future__ import annotations
@@ -17,22 +19,26 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from landscape_lib.fingerprint import Fingerprint, differences, from_json, to_json
-from landscape_lib.runtime import atomic_path
+from landscape_lib.runtime import atomic_path, remove_abandoned
+from landscape_lib.surface_journal import Journal
 
 FORMAT = "landscape_lib surface store 1"
 SECONDS_BETWEEN_SAVES = 2.0
 
 
 class StoreMismatch(ValueError):
-    """The store at this path belongs to another computation, or is not a store at all."""
+    """The store at this path belongs to another computation, or is not a store at all.
+
+    So may the journal beside it.
+    """
 
 
 class SurfaceStore:
     """Values of named variables at K points, kept in a file.
 
     Use it in a ``with`` block: on leaving, also by an error or an interrupt, everything written is
-    saved. A process that is killed loses what was written since the last save: two seconds of work,
-    or one chunk if that takes longer.
+    saved and the journal is gone. A process that is killed loses nothing that was written. Two
+    processes that write to one store at once are not kept apart.
 
     Args:
         path: the file; it is created by the first save.
@@ -41,8 +47,8 @@ class SurfaceStore:
         variables: names of the columns.
 
     Raises:
-        StoreMismatch: the file exists and has another fingerprint, or cannot be read. It is left
-            as it is.
+        StoreMismatch: the file or its journal exists and has another fingerprint, or cannot be
+            read. Both are left as they are.
     """
 
     def __init__(
@@ -58,16 +64,24 @@ class SurfaceStore:
         self.values = np.full((points, len(variables)), np.nan)
         self.done = np.zeros(points, dtype=bool)
         self._saved = time.monotonic()
-        self._changed = False
+        journal = self.path.with_name(f"{self.path.name}.journal")
+        self._journal = Journal(journal, fingerprint, points, variables)
         if self.path.exists():
             self._read()
+        # What a kill between a save and the end of the journal has left is in both: the same bits.
+        self._changed = journal.exists()
+        self._read_journal()
 
     def __enter__(self) -> SurfaceStore:
+        remove_abandoned(self.path)
         return self
 
     def __exit__(self, *exception: object) -> None:
-        if self._changed:
-            self.save()
+        try:
+            if self._changed:
+                self.save()
+        finally:
+            self._journal.close()
 
     @property
     def pending(self) -> NDArray[np.int64]:
@@ -75,12 +89,15 @@ class SurfaceStore:
         return np.flatnonzero(~self.done)
 
     def write(self, indices: NDArray[np.int64], values: NDArray[np.float64]) -> None:
-        """Take the values of some points; save if the last save is two seconds ago.
+        """Take the values of some points; save the file if it was saved two seconds ago.
+
+        When this returns, the values outlive the process, saved or not.
 
         Args:
             indices: shape (k,).
             values: shape (k, number of variables); NaN and inf are kept as they are.
         """
+        self._journal.append(indices, values)
         self.values[indices] = values
         self.done[indices] = True
         self._changed = True
@@ -88,7 +105,7 @@ class SurfaceStore:
             self.save()
 
     def save(self) -> None:
-        """Write the file and put it in place."""
+        """Write the file and put it in place; then the journal can go."""
         dataset = xr.Dataset(
             {
                 "values": (("point", "variable"), self.values),
@@ -101,6 +118,7 @@ class SurfaceStore:
             # With checksums, so that a bit that has flipped on the disk is found.
             checked = {name: {"fletcher32": True} for name in ("values", "done")}
             dataset.to_netcdf(temporary, engine="h5netcdf", encoding=checked)
+        self._journal.remove()
         self._saved = time.monotonic()
         self._changed = False
 
@@ -126,3 +144,15 @@ class SurfaceStore:
                 f"it was left untouched: move it away or choose another path"
             )
         self.values, self.done = values, done.astype(bool)
+
+    def _read_journal(self) -> None:
+        try:
+            records = self._journal.read()
+        except (OSError, ValueError) as error:
+            raise StoreMismatch(
+                f"store: {self._journal.path} {error}; it was left untouched: move it away (what "
+                f"is in {self.path.name} is kept) or choose another path"
+            ) from error
+        for indices, values in records:
+            self.values[indices] = values
+            self.done[indices] = True

@@ -9,6 +9,7 @@ every test run.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import pickle
 import random
@@ -23,9 +24,11 @@ import pytest
 import torch
 import xarray as xr
 
+from landscape_lib.surface_store import SurfaceStore
+
 KILLS = 20
 POINTS, WORKERS = 12, 2
-CHUNKS = {"loop": 12, "vmap": 4, "reestimated": 12, "pool": 12, "bfloat16": 4}
+CHUNKS = {"loop": 12, "vmap": 4, "reestimated": 12, "pool": 12, "bfloat16": 4, "saved": 12}
 EPOCHS, STEPS = 4, 3
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks a process that uses torch")
@@ -44,25 +47,26 @@ import landscape_lib as ll
 from landscape_lib import surface_store
 
 torch.set_num_threads(1)
-surface_store.SECONDS_BETWEEN_SAVES = 0.0  # every chunk is saved
 SETTINGS = {
     "loop": {"method": "loop"},
     "vmap": {"method": "vmap", "chunk_size": 3},
     "reestimated": {"batchnorm": "reestimated", "calibration_samples": 10},
     "pool": {"method": "loop"},
     "bfloat16": {"method": "vmap", "chunk_size": 3, "dtype": torch.bfloat16},
+    "saved": {"method": "loop"},
 }
-counter = None
+counter, events, written = None, 0, []  # written: the events at which a chunk was finished
 room = os.pipe()  # a byte for each point that the workers of a pool may compute
 write = surface_store.SurfaceStore.write
 
 
 def write_and_make_room(store, indices, values):
     write(store, indices, values)
+    written.append(events)
     os.write(room[1], b".")
 
 
-# As if a point took longer than a save: then a worker loses one point at most.
+# As if a point took longer than to take its values: then a worker loses one point at most.
 surface_store.SurfaceStore.write = write_and_make_room
 
 
@@ -125,17 +129,20 @@ def train(kind, path, executor):
 
 
 def work(task, kind, path, kill_at, counter_file, result_file):
-    global counter, room
+    global counter, events, room
     counter = os.open(counter_file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND)
     room = os.pipe()
     executor, events = None, 0
+    written.clear()
+    if kind == "saved":  # after every chunk; the others take less time than there is between saves
+        surface_store.SECONDS_BETWEEN_SAVES = 0.0
     if kind == "pool":
         os.write(room[1], b"." * (2 if path else 12))
         executor = ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("fork"))
         executor.submit(int).result()  # now both workers are there
 
     def watch(frame, event, argument):
-        nonlocal events
+        global events
         events += 1
         if events == kill_at:
             os.kill(0, signal.SIGKILL)  # the whole process group
@@ -146,7 +153,7 @@ def work(task, kind, path, kill_at, counter_file, result_file):
     if executor is not None:
         executor.shutdown()
     with open(result_file, "wb") as file:
-        pickle.dump((events, result), file)
+        pickle.dump(([events, *written], result), file)
 
 
 # Once here, so that the events of a child are computing and saving, not importing.
@@ -187,8 +194,12 @@ class Server:
 
     def run(
         self, task: str, kind: str, path: Path | None, kill_at: int = 0
-    ) -> tuple[int, tuple[int, Result] | None]:
-        """Return how many times the loss was computed; and events and result if it lived."""
+    ) -> tuple[int, tuple[list[int], Result] | None]:
+        """Return how many times the loss was computed.
+
+        And if it lived: the number of events, followed by those at which a chunk was finished; and
+        the result.
+        """
         counter, result = self.folder / "counter", self.folder / "result.pkl"
         counter.unlink(missing_ok=True)
         fields = [task, kind, path or "", kill_at, counter, result]
@@ -233,12 +244,25 @@ def assert_same_bits(first: Result, second: Result) -> None:
         assert first[name].tobytes() == second[name].tobytes(), name
 
 
+def journal_of(path: Path) -> Path:
+    return path.with_name(f"{path.name}.journal")
+
+
 def read_store(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Return which points are done, and values: the file is whole at every instant, or missing."""
-    if not path.exists():
-        return np.zeros(POINTS, dtype=bool), np.full((POINTS, 1), np.nan)
-    with xr.open_dataset(path, engine="h5netcdf") as dataset:
-        return dataset["done"].values.astype(bool), dataset["values"].values
+    """Return which points are done, and values: both files are whole at every instant."""
+    fingerprint, variables = {}, ("nothing yet",)
+    if path.exists():
+        with xr.open_dataset(path, engine="h5netcdf") as dataset:
+            fingerprint = json.loads(dataset.attrs["fingerprint"])
+            variables = tuple(dataset["variable"].values.tolist())
+    elif journal_of(path).exists():
+        owner, newline, _ = journal_of(path).read_bytes().partition(b"\n")
+        if newline:  # else it was killed before the first record
+            fingerprint, variables = (json.loads(owner)[n] for n in ("fingerprint", "variables"))
+        else:
+            path = path.with_name("nothing yet")
+    store = SurfaceStore(path, fingerprint, POINTS, tuple(variables))  # reads, and writes nothing
+    return store.done, store.values
 
 
 @pytest.mark.parametrize("kind", CHUNKS)
@@ -252,7 +276,8 @@ def test_a_killed_evaluation_resumes_to_the_same_bits(kind, server, tmp_path):
     assert 0 <= looks <= 2
     _, stored = server.run("evaluate", kind, path)
     assert stored is not None
-    total, result = stored
+    (total, *written), result = stored
+    assert len(written) == chunks
     assert_same_bits(result, expected)
     path.unlink()
 
@@ -260,8 +285,12 @@ def test_a_killed_evaluation_resumes_to_the_same_bits(kind, server, tmp_path):
     kills = done_before = 0
     seen: set[int] = set()
     while True:
-        # Uniform over a run from start to end; a resumed run is shorter and may get through.
-        kill_at = draw.randint(1, total) if kills < KILLS else 0
+        # Uniform over a run from start to end, and in turn over its points, which may take a small
+        # part of it; a resumed run is shorter and may get through. Where all points are done, only
+        # every other run is killed: what is left to do is always the same.
+        first, last = (1, total) if kills % 2 else (written[0], written[-1])
+        spared = kills == KILLS or (done_before == chunks and draw.random() < 0.5)
+        kill_at = 0 if spared else draw.randint(first, last)
         count, finished = server.run("evaluate", kind, path, kill_at)
         computed = max(0, count - looks)
         done, values = read_store(path)
@@ -275,6 +304,7 @@ def test_a_killed_evaluation_resumes_to_the_same_bits(kind, server, tmp_path):
         if finished is not None:
             assert_same_bits(finished[1], expected)
             assert lost == 0 and done.all()
+            assert path.exists() and not journal_of(path).exists()
             path.unlink()
             done_before = 0
             if kills == KILLS:
@@ -293,7 +323,7 @@ def test_a_killed_training_resumes_to_the_same_bits(server, tmp_path):
     _, expected = whole
     _, stored = server.run("train", "", path)
     assert stored is not None
-    total, result = stored
+    (total,), result = stored
     assert_same_bits(result, expected)
     path.unlink()
 
@@ -329,9 +359,10 @@ def test_another_process_goes_on_where_one_was_killed(server, tmp_path):
         count, whole = server.run(task, method, path)
         assert whole is not None
         path.unlink()
-        events, expected = whole
-        first, finished = server.run(task, method, path, kill_at=events * 3 // 4)
-        assert finished is None and path.exists()
+        (events, *written), expected = whole
+        kill_at = written[len(written) // 2] if written else events * 3 // 4
+        first, finished = server.run(task, method, path, kill_at)
+        assert finished is None and (path.exists() or journal_of(path).exists())
         halfway[task] = count, first, expected
     (tmp_path / "other").mkdir()
     with started(tmp_path / "other", hash_seed=2) as other:
