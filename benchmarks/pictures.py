@@ -151,7 +151,6 @@ def effort(fit: ll.mpo.MPOFit, settings: dict[str, Any], per_image: float) -> di
         "tflop": round(images * per_image / 1e12, 4),
         "tflop_with_method": round(times * images * per_image / 1e12, 4),
         "method": fit.method,
-        "seconds": round(fit.history.seconds, 1),
     }
 
 
@@ -173,7 +172,7 @@ def compare_digits() -> dict[str, Any]:
     }
     found: dict[str, list[dict[str, Any]]] = {}
     for name, settings in procedures.items():
-        for seed in range(3):
+        for seed in range(1 if name == "authors" else 3):  # theirs takes a quarter of an hour
             settings |= {"seed": seed, "record_every": 10, "stop_gap": GAP, "progress": False}
             fit = ll.mpo.fit(model, pattern, data, **settings)
             found.setdefault(name, []).append(effort(fit, settings, per_image))
@@ -220,9 +219,8 @@ def compare_fashion() -> dict[str, Any]:
             {"iteration": float(i), "gap": float(g)}
             for i, g in zip(stored["iteration"], stored["gap"], strict=True)
         ]
-        seconds, method = float(stored.attrs["fit_seconds"]), str(stored.attrs["method"])
+        method = str(stored.attrs["method"])
     mine = ll.mpo.MPOFit(pattern, {}, (), 0.1, method, ll.mpo.History(epochs=ours))
-    mine.history.seconds = seconds
     return {
         "pattern": "smiley, 50 x 50",
         "network": "small CNN with pooling",
