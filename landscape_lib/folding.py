@@ -16,14 +16,13 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
-from torch.fx.passes.shape_prop import ShapeProp
 from torch.utils._pytree import tree_flatten
 
+from landscape_lib.averaging import average_by_matrix
 from landscape_lib.weights import Weights
 
 _NORM_AFTER = {nn.Conv1d: nn.BatchNorm1d, nn.Conv2d: nn.BatchNorm2d, nn.Conv3d: nn.BatchNorm3d}
 _POOLS = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)
-_LARGEST_AVERAGED = 1024  # pixels; the matrix grows with their number
 
 
 class _Pair(NamedTuple):
@@ -131,37 +130,11 @@ def lighter(model: nn.Module, x: Tensor) -> nn.Module:
         return model
     changed = _pool_first(traced)
     if x.device.type == "cpu":
-        changed |= _average_by_matrix(traced, x)
+        changed |= average_by_matrix(traced, x)
     if not changed:
         return model
     traced.recompile()
     return traced if same_output(model, traced, x) else model
-
-
-class AverageByMatrix(nn.Module):
-    """Adaptive average pooling of images of one size, as a product with a matrix.
-
-    Args:
-        pool: gives the averages.
-        size: height and width of the images.
-    """
-
-    matrix: Tensor
-
-    def __init__(self, pool: nn.AdaptiveAvgPool2d, size: tuple[int, int]) -> None:
-        super().__init__()
-        pixels = torch.eye(size[0] * size[1]).unflatten(1, size)
-        averages = pool(pixels[:, None])
-        self.size = averages.shape[-2:]
-        self.register_buffer("matrix", averages.flatten(1).T.contiguous(), persistent=False)
-
-    def is_exact(self) -> bool:
-        """Say whether all weights are powers of two, which every dtype holds."""
-        return bool((torch.frexp(self.matrix[self.matrix > 0]).mantissa == 0.5).all())
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (N, channels, height, width) to the averages."""
-        return F.linear(x.flatten(2), self.matrix.to(x)).unflatten(2, self.size)
 
 
 def load(module: nn.Module, weights: Weights) -> None:
@@ -271,27 +244,6 @@ def _pool_by_halves(traced: fx.GraphModule) -> bool:
             (1, 1),
         ]:
             node.op, node.target, node.kwargs = "call_function", _max_of_2x2, {}
-            replaced = True
-    return replaced
-
-
-def _average_by_matrix(traced: fx.GraphModule, x: Tensor) -> bool:
-    """Replace adaptive average pooling in the graph, in place; say whether there was any."""
-    modules = dict(traced.named_modules())
-    with torch.no_grad():
-        ShapeProp(traced).propagate(x)
-    replaced = False
-    for node in list(traced.graph.nodes):
-        pool = modules.get(str(node.target)) if node.op == "call_module" else None
-        if type(pool) is not nn.AdaptiveAvgPool2d:
-            continue
-        size = node.args[0].meta["tensor_meta"].shape[-2:]
-        if size.numel() > _LARGEST_AVERAGED:
-            continue
-        product = AverageByMatrix(pool, size).to(x.device)
-        if product.is_exact():
-            node.target = f"{node.name}_by_matrix"
-            traced.add_submodule(node.target, product)
             replaced = True
     return replaced
 
