@@ -186,8 +186,10 @@ def gallery(
             f"surfaces, columns: expected at least one map and one column, got {len(surfaces)} and "
             f"{columns}"
         )
-    finite = [np.ma.masked_invalid(surface[variable].values) for surface in surfaces.values()]
-    shared = limits or (min(map(np.min, finite)), max(map(np.max, finite)))
+    every = np.concatenate([surface[variable].values.ravel() for surface in surfaces.values()])
+    finite = every[np.isfinite(every)]
+    if limits is None and np.unique(finite).size > 1:
+        limits = (float(finite.min()), float(finite.max()))
     columns = min(columns, len(surfaces))
     rows = -(-len(surfaces) // columns)
     size = (2.2 * columns + 0.8, 2.3 * rows)
@@ -197,7 +199,7 @@ def gallery(
     for ax in axes.flat[len(surfaces) :]:
         ax.set_axis_off()
     for ax, (title, surface) in zip(axes.flat, surfaces.items(), strict=False):
-        mesh = heat(surface, variable, ax=ax, log=log, limits=shared, levels=0, colorbar=False)
+        mesh = heat(surface, variable, ax=ax, log=log, limits=limits, levels=0, colorbar=False)
         ax.set(title=title, aspect="equal")
         ax.set_ylim(sorted(ax.get_ylim(), reverse=True))
         ax.label_outer()

@@ -246,6 +246,8 @@ def test_a_gallery_leaves_empty_places_empty_and_takes_limits():
     drawn = [ax for ax in figure.axes if ax.collections and ax.get_title()]
     assert len(drawn) == 4 and sum(not ax.axison for ax in figure.axes) == 2
     assert {ax.collections[0].norm.vmax for ax in drawn} == {10}
+    for value in (2.0, NAN):  # nothing to spread the colours over
+        plots.gallery({"flat": grid(np.full((2, 2), value))})
     with pytest.raises(ValueError, match="surfaces, columns: expected at least one map"):
         plots.gallery({})
 
