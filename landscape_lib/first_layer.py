@@ -22,7 +22,7 @@ from torch import Tensor, fx, nn
 from torch.func import functional_call
 
 from landscape_lib.batches import is_batch
-from landscape_lib.folding import plain_layers, same_output, trace
+from landscape_lib.graphs import plain_layers, same_output, trace
 from landscape_lib.weights import Weights
 
 # Inputs of the layer, for each vector of the basis, from which on combining saves time. Measured on

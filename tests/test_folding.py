@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torchvision.models import resnet18
 
 import landscape_lib as ll
-from landscape_lib.averaging import AverageByMatrix
 from landscape_lib.batchnorm import MeanZeroScale, mean_zero
 from landscape_lib.folding import Folded, can_fold, lighter, load
+from landscape_lib.pooling import AverageByMatrix
 
 
 def unsettled(model: nn.Module) -> nn.Module:
