@@ -1,4 +1,4 @@
-"""(a) Against the usual loop and the loss-landscapes package; (b) against the machine's own rate.
+"""(a) Against the usual loop and the loss-landscapes package.
 
 Every network is evaluated on one plane, by all in turn, several rounds long. The others run in a
 process of their own (see others.py); only one process works at a time. It takes a quarter of an
@@ -97,24 +97,13 @@ def compare(case: bench.Case) -> dict[str, Any]:
 def main() -> None:
     """Measure all networks, or those named on the command line: the other results then stay."""
     chosen = sys.argv[1:] or list(bench.NETWORKS)
-    before = {str(d)[6:]: bench.convolution_rates(d) for d in (torch.float32, torch.bfloat16)}
     networks = {}
     for name in chosen:
         print(name)
         networks[name] = compare(bench.NETWORKS[name])
-    after = {str(d)[6:]: bench.convolution_rates(d) for d in (torch.float32, torch.bfloat16)}
-    rates = {
-        dtype: {k: max(v, after[dtype][k]) for k, v in found.items()}
-        for dtype, found in before.items()
-    }
-    for network in networks.values():
-        for name, row in network["rows"].items():
-            if "gflops" in row:
-                best = max(rates[name.split()[0]].values())
-                row["share_of_convolution_rate"] = round(row["gflops"] / best, 3)
     if sys.argv[1:]:
         networks = bench.read("against")["networks"] | networks
-    bench.write("against", convolution_gflops=rates, rounds=ROUNDS, networks=networks)
+    bench.write("against", rounds=ROUNDS, networks=networks)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 import landscape_lib as ll
@@ -108,20 +107,6 @@ def in_turn(jobs: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, lis
 def summary(seconds: list[float]) -> dict[str, float]:
     """Return the best and the median of some times, rounded."""
     return {"best": round(min(seconds), 4), "median": round(float(np.median(seconds)), 4)}
-
-
-def convolution_rates(dtype: torch.dtype) -> dict[str, float]:
-    """Measure 3x3 convolutions of VGG-9's shapes, channels-last, best of several; GFLOP/s."""
-    rates = {}
-    for channels, side in ((64, 32), (128, 16), (256, 8)):
-        shape = (64, channels, side, side)
-        x = torch.randn(shape).to(dtype, memory_format=torch.channels_last)
-        w = torch.randn(channels, channels, 3, 3).to(dtype, memory_format=torch.channels_last)
-        with torch.no_grad():
-            seconds = in_turn({"": lambda x=x, w=w: F.conv2d(x, w, padding=1)}, 20)[""]
-        flops = 2 * 64 * side**2 * channels**2 * 9
-        rates[f"{channels} to {channels} channels, {side}x{side}"] = flops / min(seconds) / 1e9
-    return {name: round(rate, 1) for name, rate in rates.items()}
 
 
 def machine() -> dict[str, Any]:
