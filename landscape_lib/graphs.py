@@ -58,13 +58,13 @@ def plain_layers(traced: fx.GraphModule, model: nn.Module) -> set[str]:
     return {n for n, count in calls.items() if count == 1 and n not in read and shares_nothing(n)}
 
 
-def is_relu(node: Any, modules: Mapping[str, nn.Module], inplace: bool = False) -> bool:
-    """Say whether a node is ReLU; with ``inplace`` also where it overwrites its input."""
+def is_relu(node: Any, modules: Mapping[str, nn.Module]) -> bool:
+    """Say whether a node is ReLU that does not overwrite its input."""
     if not isinstance(node, fx.Node):
         return False
     if node.op == "call_module":
         module = modules[str(node.target)]
-        return type(module) is nn.ReLU and (inplace or not module.inplace)
+        return type(module) is nn.ReLU and not module.inplace
     is_function = node.op == "call_function" and node.target in (F.relu, torch.relu)
     return is_function and len(node.args) == 1 and not node.kwargs
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from landscape_lib import batchnorm, first_layer, fusing, precision
+from landscape_lib import batchnorm, first_layer, precision
 from landscape_lib.batches import Batch, Group, group, move, reads_channels_last
 from landscape_lib.folding import Folded, can_fold, load
 from landscape_lib.measures import Measures
@@ -58,7 +58,7 @@ class Points:
         self.slice = slice
         self.seed = seed
         self.policy = policy
-        self._cut = self._fusable = False
+        self._cut = False
         self._probe = copy.deepcopy(model).train(training).requires_grad_(False)
         batchnorm.follow_running_statistics(self._probe)
         if policy == "batch":
@@ -83,9 +83,6 @@ class Points:
         if self._channels_last and not reads_channels_last(self._probe, own):
             self._channels_last = False  # it reads the images, but not the filters
             self._tie()
-        few = move(Batch(own, None, 1), self.device, self.dtype, self._channels_last).x
-        self._fusable = self.autocast is None and fusing.can_fuse(self._forward, few)
-        self._quick = fusing.fused(self._forward) if self._fusable else None
         self.work = self._run(workload, self._probe, own)
         names = list(self._parameters)
         self._basis = torch.stack(
@@ -120,7 +117,6 @@ class Points:
         self._forward = self._folded.module.to(self.dtype) if self._folded else self._probe
         found = first_layer.cut(self._forward) if self._cut else None
         self._forward = found.rest if found else self._forward
-        self._quick = fusing.fused(self._forward) if self._fusable else None
         # All names of what is shared: the model and its graph may each list another one first.
         self._present = {n for n, _ in self._forward.named_parameters(remove_duplicate=False)}
         self._present |= {n for n, _ in self._forward.named_buffers(remove_duplicate=False)}
@@ -141,7 +137,7 @@ class Points:
     def __getstate__(self) -> dict[str, Any]:
         # A view is pickled with all of its storage: parameters travel as tensors of their own.
         state = vars(self) | {"_probe": copy.deepcopy(self._probe)}
-        for name in ("_parameters", "_flat", "_folded", "_forward", "_quick", "_present"):
+        for name in ("_parameters", "_flat", "_folded", "_forward", "_present"):
             del state[name]
         for parameter in state["_probe"].parameters():
             parameter.data = parameter.data.clone()
@@ -243,14 +239,7 @@ class Points:
         return first_layer.combine(coefficients, x).to(self.dtype) if self._cut else x
 
     def _output(self, passes: Iterable[Any]) -> Any:
-        return _joined([self._pass(x) for x in passes])
-
-    def _pass(self, x: Any) -> Any:
-        if self._quick is not None:
-            output = self._quick(x)
-            if fusing.is_finite(output):
-                return output
-        return self._run(self._forward, x)
+        return _joined([self._run(self._forward, x) for x in passes])
 
     def _by_loop(self, index: int, groups: list[Group], measures: Measures) -> Tensor:
         coefficients = self._coefficients(np.array([index]))
