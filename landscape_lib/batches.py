@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 from numbers import Integral
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map
 
+from landscape_lib.graphs import output_of, same_values
 from landscape_lib.runtime import generator
 
 
@@ -66,11 +68,15 @@ def read_batches(
         raise TypeError(
             f"data: expected something with x and y, or an iterable of (x, y) batches, "
             f"got {type(data).__name__}"
+            + (" (put a DataLoader around it)" if hasattr(data, "__getitem__") else "")
         )
     batches = []
     for item in data:
         if not isinstance(item, (tuple, list)) or len(item) != 2:
-            raise TypeError(f"data: expected batches (x, y), got {type(item).__name__}")
+            raise TypeError(
+                f"data: expected batches (x, y), got {type(item).__name__}"
+                + (f" of {len(item)}" if isinstance(item, (tuple, list)) else "")
+            )
         batches.append(Batch(item[0], item[1], _common_length(item[0], item[1])))
     if not batches:
         raise ValueError("data: has no batches (an iterator that was used up before?)")
@@ -116,7 +122,7 @@ def read_stages(
     stages = []
     for start, end in zip([0, *ends], ends, strict=False):
         chosen = order[start:end]
-        x, y = (tree_map(lambda t, c=chosen: t[c.to(t.device)], side) for side in (data.x, data.y))
+        x, y = (_chosen(side, chosen) for side in (data.x, data.y))
         stages.append(_split(x, y, end - start, None, batch_size, seed))
     return stages, total
 
@@ -138,18 +144,19 @@ def move(
     three times as fast on a CPU.
     """
 
-    def move_tensor(tensor: Any) -> Any:
+    def move_tensor(tensor: Any, last: bool = False) -> Any:
         if not isinstance(tensor, Tensor):
             return tensor
         tensor = tensor.to(device, dtype if tensor.is_floating_point() else None)
-        if channels_last and tensor.dim() == 4:
+        if last and tensor.dim() == 4:
             # contiguous() leaves images of one channel as they are, and convolutions then do not
             # see that they are channels-last.
-            last = torch.empty_like(tensor, memory_format=torch.channels_last)
-            return last.copy_(tensor)
+            empty = torch.empty_like(tensor, memory_format=torch.channels_last)
+            return empty.copy_(tensor)
         return tensor
 
-    return replace(batch, x=tree_map(move_tensor, batch.x), y=tree_map(move_tensor, batch.y))
+    x = tree_map(partial(move_tensor, last=channels_last), batch.x)
+    return replace(batch, x=x, y=tree_map(move_tensor, batch.y))
 
 
 def split(batch: Batch, size: int) -> list[Batch]:
@@ -200,23 +207,24 @@ def own(group: Group) -> Group:
     return replace(group, passes=tree_map(clone, group.passes), y=tree_map(clone, group.y))
 
 
-def reads_channels_last(model: nn.Module, x: Any) -> bool:
-    """Say whether a model runs on channels-last images: one that flattens with ``view`` does not.
+def reads_channels_last(model: nn.Module, x: Any, expected: Any = None) -> bool:
+    """Say whether a model runs on channels-last images: one that takes views may not.
 
     Args:
         model: in the mode in which to try it, best in eval mode.
         x: inputs on the model's device, of which two samples are tried.
+        expected: what it gives for these two in the default layout, to compare with.
     """
     tensors = [leaf for leaf in tree_flatten(x)[0] if isinstance(leaf, Tensor)]
     if not any(tensor.dim() == 4 for tensor in tensors):
         return False
     few = Batch(first_samples(x), None, 1)
     try:
-        with torch.no_grad():
-            model(move(few, tensors[0].device, None, channels_last=True).x)
+        last = move(few, tensors[0].device, None, channels_last=True).x
+        output = output_of(model, last)
     except Exception:
         return False
-    return True
+    return expected is None or same_values(expected, output)
 
 
 def _split(
@@ -225,10 +233,14 @@ def _split(
     if samples is not None:
         check_count("samples", samples, total)
         chosen = torch.randperm(total, generator=generator(seed))[:samples].sort().values
-        x = tree_map(lambda t: t[chosen.to(t.device)], x)
-        y = tree_map(lambda t: t[chosen.to(t.device)], y)
+        x, y = _chosen(x, chosen), _chosen(y, chosen)
         total = samples
     return split(Batch(x, y, total), batch_size)
+
+
+def _chosen(side: Any, samples: Tensor) -> Any:
+    """Return some samples of nested data; what holds no samples stays as it is."""
+    return tree_map(lambda t: t[samples.to(t.device)] if is_batch(t) else t, side)
 
 
 def _common_length(x: Any, y: Any) -> int:

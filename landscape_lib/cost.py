@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from landscape_lib.batches import Batch, move, read_batches
+from landscape_lib.batches import Batch, check_count, move, read_batches
 from landscape_lib.slices import Slice
+from landscape_lib.weights import check_like, weights_of
 from landscape_lib.workload import workload
 
 PEAK_TERAFLOPS = {
@@ -91,8 +92,14 @@ def cost(
             the time is measured here, on one batch at the model's own weights.
 
     Raises:
-        ValueError: unknown ``gpu``, or bad data.
+        TypeError, ValueError: unknown ``gpu``, bad data, or a slice of another model.
     """
+    if not isinstance(slice, Slice):
+        raise TypeError(f"slice: expected a Line, Plane or Slice, got {type(slice).__name__}")
+    check_like(slice.origin, weights_of(model), "slice", "the model's parameters")
+    check_count("batch_size", batch_size)
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise ValueError(f"dtype: expected a floating-point torch.dtype, got {dtype!r}")
     if gpu is not None and gpu not in PEAK_TERAFLOPS:
         raise ValueError(f"gpu: expected one of {tuple(PEAK_TERAFLOPS)}, got {gpu!r}")
     batches, total = read_batches(data, samples, batch_size, 0)

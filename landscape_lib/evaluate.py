@@ -28,7 +28,7 @@ from landscape_lib.batches import (
     split,
 )
 from landscape_lib.batchnorm import check_policy, check_statistics, clamped
-from landscape_lib.fingerprint import describe_callable, digest, to_json
+from landscape_lib.fingerprint import describe_callable, describe_model, digest, to_json
 from landscape_lib.measures import Measure, Measures, mean_and_error
 from landscape_lib.points import Indices, Points
 from landscape_lib.slices import FloatArray, Slice
@@ -113,14 +113,15 @@ def evaluate(
             ``loss_difference`` (point minus reference) and so on, with standard errors that are
             smaller than those of the two values apart, since both see the same samples.
         batch_size: samples per forward pass (ignored if ``data`` comes in batches). ``None`` means
-            512, or on a CPU as many as keep the activations in its caches; always 512 where batch
-            norm measures batches, since the result then depends on it.
+            512, or on a CPU as many as keep the activations in its caches; always 512 where the
+            result depends on it: batch norm measures batches, or the loss gives only means of them.
         chunk_size: points per ``vmap`` call; chosen if ``None``.
         training: run in training mode (dropout active, the same masks at every point). Batch norm
             follows ``batchnorm`` all the same.
         store: path of a file to which finished points are written; resumes from it if it exists.
             A process that is killed loses only what it was computing; see ``surface_store``.
-        executor: run chunks of points on its workers; see ``distribute``.
+        executor: run chunks of points on its workers; see ``distribute``. Two threads of one
+            process must not evaluate at the same time: random numbers and tracing are shared.
         progress: show a progress bar if it takes longer than two seconds.
         seed: of the subset and of random numbers drawn by the model.
 
@@ -160,6 +161,8 @@ def evaluate(
         check_like(reference, weights, "reference", "the model's parameters")
         if batchnorm == "interpolated":
             raise ValueError("reference: has no running statistics, got batchnorm='interpolated'")
+    if not isinstance(training, bool):
+        raise TypeError(f"training: expected True or False, got {training!r}")
     along = check_statistics(model, statistics, batchnorm, len(slice.basis))
     wanted = _check_points(points, len(slice))
 
@@ -187,11 +190,11 @@ def evaluate(
             if method == "vmap" and not at.can_vmap(first, measures):
                 method = "loop"
         if batch_size is None and hasattr(data, "x") and at.device.type == "cpu":
-            if method == "loop" and batchnorm in ("frozen", "interpolated"):
+            if method == "loop" and batchnorm in ("frozen", "interpolated") and measures.per_sample:
                 size = batch_for_cache(at.work)
                 read = [[part for batch in stage for part in split(batch, size)] for stage in read]
-        apart = isinstance(output, torch.Tensor) and output.shape[:1] == (first.size,)
-        together = MEASURED_TOGETHER if apart and measures.per_sample else 0
+        apart = measures.per_sample and at.keeps_samples_apart(first)
+        together = MEASURED_TOGETHER if apart else 0
         stages = [group(stage, together) for stage in read]
         names = measures.names
         if reference is not None:
@@ -200,7 +203,7 @@ def evaluate(
         stages = at.cut_first_layer(stages)
         task = Task(at, measures, stages, names, method, tolerance, float(population))
         fingerprint = {
-            "model": digest([repr(model), dict(model.named_buffers())]),
+            "model": digest([describe_model(model), dict(model.named_buffers())]),
             "slice": digest([list(slice.basis), slice.coefficients(slice.coordinates)]),
             "data": digest([[batch.x, batch.y] for stage in read for batch in stage]),
             "loss": describe_callable(loss),

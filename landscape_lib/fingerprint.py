@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from types import CodeType
+from types import CodeType, FunctionType
 from typing import Any
 
 import numpy as np
@@ -66,10 +66,32 @@ def describe_callable(function: Any) -> str:
     code = getattr(function, "__code__", getattr(type(function).__call__, "__code__", None))
     made_with = [cell.cell_contents for cell in getattr(function, "__closure__", None) or ()]
     made_with += getattr(function, "__defaults__", None) or ()
-    for part in ("__kwdefaults__", "__dict__"):
-        named = getattr(function, part, None) or {}
+    bound = getattr(function, "__self__", None)
+    for owner, part in ((function, "__kwdefaults__"), (function, "__dict__"), (bound, "__dict__")):
+        named = getattr(owner, part, None) or {}
         made_with += [item for pair in named.items() for item in pair]
     return f"{name}({digest([_code(code), _plain(tuple(made_with))])})"
+
+
+def describe_model(model: torch.nn.Module) -> str:
+    """Return what a model computes with its parameters and buffers, the same in every process.
+
+    That is its ``repr``; and for every module the plain values that it holds, and the code of the
+    class where that is not torch's or ours.
+    """
+    parts: list[Any] = [repr(model)]
+    for name, module in model.named_modules():
+        held = {k: v for k, v in vars(module).items() if not k.startswith("_") and k != "training"}
+        parts += [name, {k: _described(v) for k, v in held.items()}]
+        for kind in type(module).__mro__:
+            if kind.__module__.split(".")[0] not in ("torch", "landscape_lib", "builtins"):
+                written = [f for f in vars(kind).values() if isinstance(f, FunctionType)]
+                parts += [kind.__qualname__, [_code(f.__code__) for f in written]]
+    return digest(parts)
+
+
+def _described(value: Any) -> Any:
+    return describe_callable(value) if callable(value) else _plain(value)
 
 
 def _code(code: CodeType | None) -> list[Any]:

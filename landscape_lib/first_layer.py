@@ -13,6 +13,7 @@ hundreds of kilobytes for each image.
 
 from __future__ import annotations
 
+import copy
 import operator
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -22,7 +23,7 @@ from torch import Tensor, fx, nn
 from torch.func import functional_call
 
 from landscape_lib.batches import is_batch
-from landscape_lib.graphs import plain_layers, same_output, trace
+from landscape_lib.graphs import move_somewhere, plain_layers, same_output, trace
 from landscape_lib.weights import Weights
 
 # Inputs of the layer, for each vector of the basis, from which on combining saves time. Measured on
@@ -112,7 +113,7 @@ def outputs(
     if found is None or found.inputs < fewest:
         return None
     few = inputs[0][:2]
-    if not same_output(model, nn.Sequential(found.first, found.rest), few):
+    if not _can_cut(model, few):
         return None
     names = [name for name, _ in found.first.named_parameters()]
     vectors = [{name: vector[name] for name in names} for vector in basis]
@@ -126,6 +127,19 @@ def outputs(
     made = [at_basis(x) for x in inputs]
     # 0 times inf is NaN: a vector that has no share in a point must not change it.
     return made if all(bool(y.isfinite().all()) for y in made) else None
+
+
+def _can_cut(model: nn.Module, x: Any) -> bool:
+    """Say whether the two parts give what the model gives, also at other weights than its own."""
+    probe = copy.deepcopy(model)
+    found = cut(probe)
+    if found is None:
+        return False
+    parts = nn.Sequential(found.first, found.rest)
+    if not same_output(probe, parts, x):
+        return False
+    move_somewhere(probe)
+    return same_output(probe, parts, x)
 
 
 def combine(coefficients: Tensor, outputs: Tensor) -> Tensor:

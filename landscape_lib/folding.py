@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, fx, nn
 
-from landscape_lib.graphs import plain_layers, same_output, trace
+from landscape_lib.graphs import move_somewhere, plain_layers, same_output, trace
 from landscape_lib.pooling import average_by_matrix, pool_by_halves, pool_first
 from landscape_lib.weights import Weights
 
@@ -89,13 +89,18 @@ def can_fold(model: nn.Module, x: Any) -> bool:
         model: in the mode in which it is to run.
         x: a few samples on the model's device and in its dtype.
     """
+    model = copy.deepcopy(model)
     folded = Folded(model)
     if folded.module is model:
         return False
-    tensors = dict(model.named_parameters()) | dict(model.named_buffers())
-    with torch.no_grad():
-        load(folded.module, folded.weights(tensors))
-    return same_output(model, folded.module, x)
+    for _ in range(2):
+        tensors = dict(model.named_parameters()) | dict(model.named_buffers())
+        with torch.no_grad():
+            load(folded.module, folded.weights(tensors))
+        if not same_output(model, folded.module, x):
+            return False
+        move_somewhere(model)
+    return True
 
 
 def lighter(model: nn.Module, x: Tensor) -> nn.Module:
@@ -108,16 +113,24 @@ def lighter(model: nn.Module, x: Tensor) -> nn.Module:
         model: the result shares its layers.
         x: a few samples on the model's device and in its dtype; others must have their size.
     """
+    changed = _lighter(model, x)
+    probe = copy.deepcopy(model)
+    tried = _lighter(probe, x) if changed is not None else None
+    if changed is None or tried is None or not same_output(probe, tried, x):
+        return model
+    move_somewhere(probe)
+    return changed if same_output(probe, tried, x) else model
+
+
+def _lighter(model: nn.Module, x: Tensor) -> nn.Module | None:
     traced = trace(model)
     if traced is None:
-        return model
+        return None
     changed = pool_first(traced)
     if x.device.type == "cpu":
         changed |= average_by_matrix(traced, x)
-    if not changed:
-        return model
     traced.recompile()
-    return traced if same_output(model, traced, x) else model
+    return traced if changed else None
 
 
 def load(module: nn.Module, weights: Weights) -> None:

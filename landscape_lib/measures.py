@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils._pytree import tree_flatten
@@ -49,8 +50,8 @@ class Measures:
         output: the model's output for one batch, on which everything is tried.
         target: the targets of that batch.
         size: N, the number of samples in that batch.
-        targets: of all batches. A loss that leaves out some of them (``ignore_index``) is measured
-            by its own mean of each group of samples, without standard errors.
+        targets: of all batches. A loss that leaves out some of them (``ignore_index``) or that
+            weighs classes is measured by its own mean of each batch, without standard errors.
 
     Raises:
         TypeError: ``loss`` or a metric is not callable or returns no tensor; ``metrics`` is not a
@@ -78,7 +79,9 @@ class Measures:
             if not isinstance(name, str) or _RESERVED.fullmatch(name):
                 raise ValueError(f"metrics: expected a name that is not reserved, got {name!r}")
         self._functions: dict[str, tuple[Measure, bool]] = {
-            "loss": _choose_loss(loss, output, target, size, _ignores(loss, targets))
+            "loss": _choose_loss(
+                loss, output, target, size, _weighs(loss) or _ignores(loss, targets)
+            )
         }
         for name, metric in metrics.items():
             value = _try(metric, f"metrics[{name!r}]", output, target)
@@ -161,15 +164,21 @@ def mean_and_error(
 
 
 def _is_classification(output: Any, target: Any) -> bool:
-    return (
-        isinstance(output, Tensor)
-        and isinstance(target, Tensor)
-        and not target.is_floating_point()
-        and output.dim() == target.dim() + 1
-    )
+    if not isinstance(output, Tensor) or not isinstance(target, Tensor):
+        return False
+    if target.is_floating_point() or output.dim() != target.dim() + 1:
+        return False
+    classes = output.shape[1]
+    fits = output.shape[:1] + output.shape[2:] == target.shape
+    return fits and classes > 1 and bool((target < classes).all())
 
 
 def _try(function: Measure, name: str, output: Any, target: Any) -> Tensor:
+    if inspect.isclass(function):
+        raise TypeError(
+            f"{name}: expected a callable (output, target), got the class {function.__name__}: "
+            f"call it first, {function.__name__}()"
+        )
     if not callable(function):
         raise TypeError(
             f"{name}: expected a callable (output, target), got {type(function).__name__}"
@@ -191,6 +200,16 @@ def _is_per_sample(value: Tensor, size: int, name: str) -> bool:
     )
 
 
+def _weighs(loss: Measure) -> bool:
+    """Say whether the loss divides by the weights of the classes that it meets."""
+    keywords = getattr(loss, "keywords", {})
+    by_class = (torch.nn.CrossEntropyLoss, torch.nn.NLLLoss)
+    weight = keywords.get("weight", getattr(loss, "weight", None))
+    function = getattr(loss, "func", None)
+    of_torch = isinstance(loss, by_class) or function in (F.cross_entropy, F.nll_loss)
+    return of_torch and weight is not None
+
+
 def _ignores(loss: Measure, targets: Sequence[Any]) -> bool:
     """Say whether the loss leaves out one of the targets."""
     keywords = getattr(loss, "keywords", {})
@@ -200,13 +219,19 @@ def _ignores(loss: Measure, targets: Sequence[Any]) -> bool:
 
 
 def _choose_loss(
-    loss: Measure, output: Any, target: Any, size: int, ignores: bool
+    loss: Measure, output: Any, target: Any, size: int, uneven: bool
 ) -> tuple[Measure, bool]:
-    """Prefer the per-sample form of the loss, if its mean is what the loss itself gives."""
+    """Prefer the per-sample form of the loss, if its mean is what the loss itself gives.
+
+    ``uneven`` says that it is not, for targets that may come later.
+    """
+    keywords = getattr(loss, "keywords", {})
+    if keywords.get("reduction", getattr(loss, "reduction", None)) == "sum":
+        raise ValueError("loss: expected one that gives the mean, got reduction='sum'")
     mean = _try(loss, "loss", output, target)
     if mean.dim() > 0:
         return loss, _is_per_sample(mean, size, "loss")
-    unreduced = None if ignores else _unreduced(loss)
+    unreduced = None if uneven else _unreduced(loss)
     if unreduced is not None:
         values = unreduced(output, target)
         # A loss with class weights or ignored targets averages in another way: then only its own

@@ -13,10 +13,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
+from torch.utils._pytree import tree_flatten, tree_map
 
 from landscape_lib import batchnorm, first_layer, precision
-from landscape_lib.batches import Batch, Group, group, move, reads_channels_last
+from landscape_lib.batches import Batch, Group, group, move, reads_channels_last, split
 from landscape_lib.folding import Folded, can_fold, load
+from landscape_lib.graphs import output_of
 from landscape_lib.measures import Measures
 from landscape_lib.precision import at_least_float32
 from landscape_lib.slices import Slice
@@ -65,7 +67,9 @@ class Points:
             batchnorm.use_batch_statistics(self._probe)
         first = next(self._probe.parameters())
         self.device = first.device
+        example = _cloned(example)
         own = move(Batch(example, None, 1), self.device, first.dtype).x
+        self._overwrites = False
         self._foldable = can_fold(self._probe, own)
         # Points are built in at least float32: a step along a direction can be smaller than
         # bfloat16 resolves.
@@ -75,12 +79,17 @@ class Points:
         self.dtype = next(self._probe.parameters()).dtype
         self._precise = torch.promote_types(self.dtype, torch.float32)
         self._fixed = self._to_precise(batchnorm.statistics_of(model))
+        buffers = dict(self._probe.named_buffers())
+        self._buffers = {n: b.clone() for n, b in buffers.items() if n not in self._fixed}
         own = move(Batch(example, None, 1), self.device, self.dtype).x
         # Dropout draws its mask in the order in which values are stored: under vmap that is not
         # channels-last.
-        self._channels_last = not training and reads_channels_last(self._probe, own)
+        self._overwrites = self._changes(own)
+        plain = None if training else self._run(output_of, self._probe, own)
+        reads = lambda x: reads_channels_last(self._probe, x, plain)  # noqa: E731
+        self._channels_last = not training and self._run(reads, own)
         self._tie()
-        if self._channels_last and not reads_channels_last(self._probe, own):
+        if self._channels_last and not self._run(reads, own):
             self._channels_last = False  # it reads the images, but not the filters
             self._tie()
         self.work = self._run(workload, self._probe, own)
@@ -98,10 +107,21 @@ class Points:
 
     def _run(self, forward: Callable[..., T], *args: Any) -> T:
         """Call what runs the model; building a point and measuring there stay outside."""
+        if self._overwrites:
+            args = (*args[:-1], _cloned(args[-1]))
         if self.autocast is None:
             return forward(*args)
         with precision.autocast(self.device, self.autocast):
             return forward(*args)
+
+    def _changes(self, x: Any) -> bool:
+        """Say whether the model overwrites its inputs, which other points are to read as well."""
+        x = _cloned(x)
+        leaves = [leaf for leaf in tree_flatten(x)[0] if isinstance(leaf, Tensor)]
+        before = [leaf._version for leaf in leaves]
+        with torch.no_grad():
+            self._run(self._probe, x)
+        return before != [leaf._version for leaf in leaves]
 
     def _to_precise(self, tensors: Weights) -> Weights:
         return {name: t.to(self.device, self._precise) for name, t in tensors.items()}
@@ -154,7 +174,20 @@ class Points:
     def output_of_model(self, batch: Batch) -> Any:
         """Return the output at the caller's own weights; ask before any sums."""
         with torch.no_grad():
-            return at_least_float32(self._run(self._probe, batch.x))
+            return _readable(self._run(self._probe, batch.x))
+
+    def keeps_samples_apart(self, batch: Batch) -> bool:
+        """Say whether the output is a tensor with one entry per sample, first of all dimensions."""
+        half = split(batch, max(1, batch.size // 2))[0]
+        try:
+            whole, part = self.output_of_model(batch), self.output_of_model(half)
+        except Exception:
+            return False
+        if not isinstance(whole, Tensor) or not isinstance(part, Tensor):
+            return False
+        return (batch.size, half.size) == (len(whole), len(part)) and whole[0].shape == part[
+            0
+        ].shape
 
     def sums(
         self, indices: Indices, groups: list[Group], measures: Measures, method: str
@@ -191,6 +224,11 @@ class Points:
 
     def _move_to(self, vector: Tensor, statistics: Weights | None = None) -> None:
         self._flat.copy_(vector)
+        for (
+            name,
+            buffer,
+        ) in self._buffers.items():  # what a pass changes, the next point must not see
+            self._probe.get_buffer(name).copy_(buffer)
         torch.manual_seed(self.seed)
         if self.policy == "reestimated":
             self._run(batchnorm.reestimate, self._probe, [b.x for b in self._calibration])
@@ -281,6 +319,16 @@ class Points:
 
 def _joined(outputs: list[Any]) -> Any:
     """Return the output of several forward passes as one."""
-    if len(outputs) == 1:
-        return at_least_float32(outputs[0])
-    return at_least_float32(torch.cat(outputs))
+    return _readable(outputs[0] if len(outputs) == 1 else torch.cat(outputs))
+
+
+def _readable(output: Any) -> Any:
+    """Return an output of at least float32, images in the layout that losses may take views of."""
+    output = at_least_float32(output)
+    images = lambda t: isinstance(t, Tensor) and t.dim() == 4  # noqa: E731
+    return tree_map(lambda t: t.contiguous() if images(t) else t, output)
+
+
+def _cloned(value: Any) -> Any:
+    """Return nested tensors that share memory with no other."""
+    return tree_map(lambda t: t.clone() if isinstance(t, Tensor) else t, value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -53,21 +54,21 @@ def refine(
         everything was measured).
 
     Raises:
-        TypeError: ``slice`` has no grid.
+        TypeError: ``slice`` has no grid, or ``points`` are given.
         ValueError: ``error`` is not above 0, ``coarsest`` is no power of 2, or unknown
             ``variable``.
     """
     if not isinstance(slice, (Line, Plane)):
         raise TypeError(f"slice: expected a Line or a Plane, got {type(slice).__name__}")
-    if not error > 0:
-        raise ValueError(f"error: expected a number above 0, got {error!r}")
-    if coarsest < 1 or coarsest & (coarsest - 1):
-        raise ValueError(f"coarsest: expected a power of 2, got {coarsest}")
+    _check(error, coarsest, options)
     measured = np.zeros(slice.shape, dtype=bool)
     surprising = np.ones(slice.shape, dtype=bool)
     spacing, dataset = coarsest, None
     while spacing >= 1:
         level = _grid_mask(slice.shape, spacing)
+        if not (level & ~measured).any():  # an axis shorter than the spacing has but two points
+            spacing //= 2
+            continue
         wanted = level & ~measured & surprising
         if dataset is None:
             predicted = np.full(slice.shape, np.nan)
@@ -87,6 +88,15 @@ def refine(
         spacing //= 2
     assert dataset is not None
     return _filled(model, slice, data, dataset, measured, variable, options)
+
+
+def _check(error: Any, coarsest: Any, options: dict[str, Any]) -> None:
+    if not isinstance(error, Real) or not float(error) > 0:
+        raise ValueError(f"error: expected a number above 0, got {error!r}")
+    if not isinstance(coarsest, Integral) or coarsest < 1 or coarsest & (coarsest - 1):
+        raise ValueError(f"coarsest: expected a power of 2, got {coarsest!r}")
+    if "points" in options:
+        raise TypeError("points: refine chooses them itself, got some")
 
 
 def _axis(length: int, spacing: int) -> NDArray[np.int64]:
