@@ -19,9 +19,9 @@ from torch import Tensor, nn
 import landscape_lib as ll
 from landscape_lib.workload import batch_for_cache, workload
 
-ROUNDS = 20
+ROUNDS = 10
 IMAGES = 1024
-POINTS = 2
+POINTS = 6
 
 
 def plain_convolution(

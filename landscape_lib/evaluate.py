@@ -193,7 +193,7 @@ def evaluate(
             if method == "loop" and batchnorm in ("frozen", "interpolated") and measures.per_sample:
                 size = batch_for_cache(at.work)
                 read = [[part for batch in stage for part in split(batch, size)] for stage in read]
-        apart = measures.per_sample and at.keeps_samples_apart(first)
+        apart = measures.per_sample and at.keeps_samples_apart(first, output)
         together = MEASURED_TOGETHER if apart else 0
         stages = [group(stage, together) for stage in read]
         names = measures.names

@@ -93,14 +93,17 @@ def can_fold(model: nn.Module, x: Any) -> bool:
     folded = Folded(model)
     if folded.module is model:
         return False
-    for _ in range(2):
+
+    def agrees() -> bool:
         tensors = dict(model.named_parameters()) | dict(model.named_buffers())
         with torch.no_grad():
             load(folded.module, folded.weights(tensors))
-        if not same_output(model, folded.module, x):
-            return False
-        move_somewhere(model)
-    return True
+        return same_output(model, folded.module, x)
+
+    if not agrees():
+        return False
+    move_somewhere(model)
+    return agrees()
 
 
 def lighter(model: nn.Module, x: Tensor) -> nn.Module:

@@ -176,18 +176,20 @@ class Points:
         with torch.no_grad():
             return _readable(self._run(self._probe, batch.x))
 
-    def keeps_samples_apart(self, batch: Batch) -> bool:
-        """Say whether the output is a tensor with one entry per sample, first of all dimensions."""
-        half = split(batch, max(1, batch.size // 2))[0]
+    def keeps_samples_apart(self, batch: Batch, output: Any) -> bool:
+        """Say whether an output is a tensor with one entry per sample, first of all dimensions.
+
+        Fewer samples must give fewer entries, and leave the other dimensions as they are.
+        """
+        few = split(batch, min(2, max(1, batch.size // 2)))[0]
         try:
-            whole, part = self.output_of_model(batch), self.output_of_model(half)
+            less = self.output_of_model(few)
         except Exception:
             return False
-        if not isinstance(whole, Tensor) or not isinstance(part, Tensor):
+        if not isinstance(output, Tensor) or not isinstance(less, Tensor):
             return False
-        return (batch.size, half.size) == (len(whole), len(part)) and whole[0].shape == part[
-            0
-        ].shape
+        sizes = output.shape[:1] + less.shape[:1]
+        return sizes == (batch.size, few.size) and output.shape[1:] == less.shape[1:]
 
     def sums(
         self, indices: Indices, groups: list[Group], measures: Measures, method: str
