@@ -21,6 +21,7 @@ from concurrent.futures import (
     ThreadPoolExecutor,
     wait,
 )
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -38,6 +39,10 @@ class Runnable(Protocol):
     def run(self, indices: Indices) -> Values:
         """Return the values at some points."""
 
+
+# Chunks that are with the executor at a time: enough for dozens of workers, and so few that little
+# is finished, but not yet stored, when the process is killed.
+WINDOW = 64
 
 _local = threading.local()
 
@@ -68,11 +73,14 @@ def run_chunks(
         waiting: set[Future[Values]] = set()
         at: dict[Future[Values], Indices] = {}
         try:
-            for chunk in chunks:
-                future = executor.submit(_run_on_worker, key, parcel, chunk)
-                at[future] = chunk
-                waiting.add(future)
-            while waiting:
+            ahead = iter(chunks)
+            while True:
+                for chunk in islice(ahead, WINDOW - len(waiting)):
+                    future = executor.submit(_run_on_worker, key, parcel, chunk)
+                    at[future] = chunk
+                    waiting.add(future)
+                if not waiting:
+                    break
                 finished, waiting = wait(waiting, return_when=FIRST_COMPLETED)
                 for future in finished:
                     yield at.pop(future), future.result()

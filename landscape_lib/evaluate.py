@@ -111,7 +111,8 @@ def evaluate(
             by default.
         reference: weights to compare every point with, sample by sample. The result then also has
             ``loss_difference`` (point minus reference) and so on, with standard errors that are
-            smaller than those of the two values apart, since both see the same samples.
+            smaller than those of the two values apart, since both see the same samples. Batch norm
+            keeps the statistics that ``batchnorm`` gives the model: not those of another one.
         batch_size: samples per forward pass (ignored if ``data`` comes in batches). ``None`` means
             512, or on a CPU as many as keep the activations in its caches; always 512 where the
             result depends on it: batch norm measures batches, or the loss gives only means of them.

@@ -58,7 +58,7 @@ def describe_callable(function: Any) -> str:
         inner = describe_callable(function.func)
         return f"{inner}({digest([function.args, function.keywords])})"
     if isinstance(function, torch.nn.Module):
-        return f"{function!r}({digest(dict(function.state_dict()))})"
+        return f"{describe_model(function)}({digest(dict(function.state_dict()))})"
     module = str(getattr(function, "__module__", ""))
     name = f"{module}.{getattr(function, '__qualname__', type(function).__qualname__)}"
     if module.split(".")[0] in ("torch", "landscape_lib"):

@@ -66,7 +66,7 @@ def is_relu(node: Any, modules: Mapping[str, nn.Module]) -> bool:
         module = modules[str(node.target)]
         return type(module) is nn.ReLU and not module.inplace
     is_function = node.op == "call_function" and node.target in (F.relu, torch.relu)
-    return is_function and len(node.args) == 1 and not node.kwargs
+    return is_function and len(node.args) == 1 and node.kwargs in ({}, {"inplace": False})
 
 
 def same_output(first: nn.Module, second: nn.Module, x: Any) -> bool:

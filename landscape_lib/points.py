@@ -85,6 +85,7 @@ class Points:
         # Dropout draws its mask in the order in which values are stored: under vmap that is not
         # channels-last.
         self._overwrites = self._changes(own)
+        training = training or self._draws(own)
         plain = None if training else self._run(output_of, self._probe, own)
         reads = lambda x: reads_channels_last(self._probe, x, plain)  # noqa: E731
         self._channels_last = not training and self._run(reads, own)
@@ -122,6 +123,13 @@ class Points:
         with torch.no_grad():
             self._run(self._probe, x)
         return before != [leaf._version for leaf in leaves]
+
+    def _draws(self, x: Any) -> bool:
+        """Say whether the model draws random numbers in this mode."""
+        before = torch.get_rng_state()
+        with torch.no_grad():
+            self._run(self._probe, _cloned(x))
+        return not torch.equal(before, torch.get_rng_state())
 
     def _to_precise(self, tensors: Weights) -> Weights:
         return {name: t.to(self.device, self._precise) for name, t in tensors.items()}

@@ -51,7 +51,8 @@ def refine(
         Like the result of ``evaluate``: measured where ``measured`` is true, interpolated
         elsewhere (standard errors are NaN there). Attributes: ``refine_measured`` (number of
         points), ``refine_error`` (the largest interpolation error on the held-out points; NaN if
-        everything was measured).
+        everything was measured) and ``refine_reached`` (1 if that is at most ``error``, or if
+        everything was measured, else 0: then the coarsest grid has missed something).
 
     Raises:
         TypeError: ``slice`` has no grid, or ``points`` are given.
@@ -87,7 +88,8 @@ def refine(
         surprising = _near(wanted & ~(missed <= GAIN * error), spacing)
         spacing //= 2
     assert dataset is not None
-    return _filled(model, slice, data, dataset, measured, variable, options)
+    filled = _filled(model, slice, data, dataset, measured, variable, options)
+    return filled.assign_attrs(refine_reached=int(not filled.attrs["refine_error"] > error))
 
 
 def _check(error: Any, coarsest: Any, options: dict[str, Any]) -> None:
