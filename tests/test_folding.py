@@ -96,6 +96,24 @@ def test_pooling_goes_first_and_changes_no_bit() -> None:
         assert sizes[:3] == [4 * 8 * 28**2, 4 * 32 * 14**2, 4 * 64 * 7**2]
 
 
+class Functional(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.pool = nn.Conv2d(1, 2, 3), nn.MaxPool2d(2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.pool(F.relu(self.conv(x)))
+
+
+def test_relu_as_a_function_is_seen() -> None:
+    model = Functional().double().eval().requires_grad_(False)
+    x = images(2, 1, 10, 10)
+    assert can_fold(model, x)
+    steps = [node.name for node in Folded(model).module.graph.nodes]
+    assert steps.index("relu") > steps.index("pool")
+    assert torch.equal(Folded(model).module(x), model(x))
+
+
 LIGHTER: dict[str, tuple[Callable[[], nn.Module], Tensor]] = {
     "3 x 3 to 4 x 4 pixels": (lambda: ll.models.small_cnn(pool=True), images(3, 1, 28, 28)),
     "1 x 1 to 4 x 4 pixels": (lambda: ll.models.small_cnn(pool=True), images(3, 1, 8, 8)),

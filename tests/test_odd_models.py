@@ -269,6 +269,71 @@ def test_a_store_tells_methods_of_different_objects_apart(tmp_path: Any) -> None
         ll.evaluate(model, line, data, store=store, loss=Losses(2.0).loss)
 
 
+def test_a_store_tells_settings_of_losses_apart(tmp_path: Any) -> None:
+    model, data = built(fully_connected)
+    data.y = torch.randn(40, 3, dtype=torch.float64)
+    line, store = line_through(model), tmp_path / "surface.nc"
+    ll.evaluate(model, line, data, store=store, loss=nn.HuberLoss(delta=1.0))
+    ll.evaluate(model, line, data, store=store, loss=nn.HuberLoss(delta=1.0))
+    with pytest.raises(ll.StoreMismatch, match="loss"):
+        ll.evaluate(model, line, data, store=store, loss=nn.HuberLoss(delta=0.1))
+
+
+class AlwaysDrops(nn.Module):
+    """Dropout that is active in eval mode, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(2, 4, 3)
+        self.output = nn.Linear(100, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.output(F.dropout(self.conv(x), 0.5, True).flatten(1))
+
+
+def test_masks_drawn_in_eval_mode_are_the_same_by_both_methods() -> None:
+    model, data = built(AlwaysDrops)
+    line = line_through(model)
+    loop, vmap = (ll.evaluate(model, line, data, method=m, batch_size=40) for m in ("loop", "vmap"))
+    assert loop.loss.values == pytest.approx(vmap.loss.values, rel=1e-10)
+
+
+def test_a_tolerance_is_not_met_by_a_few_samples_that_agree() -> None:
+    """One sample in a hundred is wrong: most subsets of 256 have a few of these, some have none."""
+    model = nn.Linear(2, 2).double()
+    with torch.no_grad():
+        model.weight.copy_(torch.eye(2))
+        model.bias.zero_()
+    x = torch.eye(2, dtype=torch.float64).repeat(500, 1)
+    y = x.argmax(1)
+    y[torch.randperm(1000, generator=torch.Generator().manual_seed(2))[:3]] ^= 1
+    line = ll.Line(ll.weights_of(model), {n: w for n, w in ll.weights_of(model).items()}, [0.0])
+    data = SimpleNamespace(x=x, y=y)
+    for seed in range(8):
+        found = ll.evaluate(model, line, data, tolerance=0.05, seed=seed)
+        assert found.accuracy_se.item() > 0 or found.samples.item() == 1000
+
+
+def test_refinement_that_missed_something_says_so() -> None:
+    class Waves(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.place = nn.Parameter(torch.zeros(1, dtype=torch.float64))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return (2 + torch.sin(8 * math.pi * self.place)) * x
+
+    data = SimpleNamespace(x=torch.ones(4, 1).double(), y=torch.zeros(4, 1).double())
+    model = Waves()
+    direction = {"place": torch.ones(1, dtype=torch.float64)}
+    options: dict[str, Any] = {"loss": F.l1_loss, "error": 0.01}
+    blind = ll.Line(ll.weights_of(model), direction, torch.linspace(-1, 1, 65).tolist())
+    missed = ll.refine(model, blind, data, **options)
+    assert missed.attrs["refine_error"] > 0.01 and missed.attrs["refine_reached"] == 0
+    fine = ll.refine(model, blind, data, coarsest=2, **options)
+    assert fine.attrs["refine_reached"] == 1
+
+
 @pytest.mark.parametrize("side, coarsest", [(5, 8), (9, 16), (8, 8), (17, 32)])
 def test_refinement_from_a_first_grid_wider_than_the_axes(side: int, coarsest: int) -> None:
     model, data = built(fully_connected)
