@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map
 
-from landscape_lib.graphs import output_of, same_values
 from landscape_lib.runtime import generator
+from landscape_lib.trials import cloned, output_of, same_values
 
 
 @dataclass(frozen=True)
@@ -200,11 +200,7 @@ def group(batches: list[Batch], most: int) -> list[Group]:
 
 def own(group: Group) -> Group:
     """Return the group with tensors that share memory with no other."""
-
-    def clone(value: Any) -> Any:
-        return value.clone() if isinstance(value, Tensor) else value
-
-    return replace(group, passes=tree_map(clone, group.passes), y=tree_map(clone, group.y))
+    return replace(group, passes=cloned(group.passes), y=cloned(group.y))
 
 
 def reads_channels_last(model: nn.Module, x: Any, expected: Any = None) -> bool:

@@ -23,7 +23,8 @@ from torch import Tensor, fx, nn
 from torch.func import functional_call
 
 from landscape_lib.batches import is_batch
-from landscape_lib.graphs import move_somewhere, plain_layers, same_output, trace
+from landscape_lib.graphs import plain_layers, trace
+from landscape_lib.trials import move_somewhere, same_output
 from landscape_lib.weights import Weights
 
 # Inputs of the layer, for each vector of the basis, from which on combining saves time. Measured on

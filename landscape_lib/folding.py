@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, fx, nn
 
-from landscape_lib.graphs import move_somewhere, plain_layers, same_output, trace
+from landscape_lib.graphs import plain_layers, trace
 from landscape_lib.pooling import average_by_matrix, pool_by_halves, pool_first
+from landscape_lib.trials import move_somewhere, same_output
 from landscape_lib.weights import Weights
 
 _NORM_AFTER = {nn.Conv1d: nn.BatchNorm1d, nn.Conv2d: nn.BatchNorm2d, nn.Conv3d: nn.BatchNorm3d}

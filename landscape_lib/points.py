@@ -13,15 +13,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
-from torch.utils._pytree import tree_flatten, tree_map
+from torch.utils._pytree import tree_map
 
 from landscape_lib import batchnorm, first_layer, precision
 from landscape_lib.batches import Batch, Group, group, move, reads_channels_last, split
 from landscape_lib.folding import Folded, can_fold, load
-from landscape_lib.graphs import output_of
 from landscape_lib.measures import Measures
 from landscape_lib.precision import at_least_float32
 from landscape_lib.slices import Slice
+from landscape_lib.trials import cloned, habits, output_of
 from landscape_lib.weights import Weights, flatten, unflatten
 from landscape_lib.workload import workload
 
@@ -67,7 +67,7 @@ class Points:
             batchnorm.use_batch_statistics(self._probe)
         first = next(self._probe.parameters())
         self.device = first.device
-        example = _cloned(example)
+        example = cloned(example)
         own = move(Batch(example, None, 1), self.device, first.dtype).x
         self._overwrites = False
         self._foldable = can_fold(self._probe, own)
@@ -84,8 +84,8 @@ class Points:
         own = move(Batch(example, None, 1), self.device, self.dtype).x
         # Dropout draws its mask in the order in which values are stored: under vmap that is not
         # channels-last.
-        self._overwrites = self._changes(own)
-        training = training or self._draws(own)
+        self._overwrites, draws = habits(lambda x: self._run(self._probe, x), own)
+        training = training or draws
         plain = None if training else self._run(output_of, self._probe, own)
         reads = lambda x: reads_channels_last(self._probe, x, plain)  # noqa: E731
         self._channels_last = not training and self._run(reads, own)
@@ -109,27 +109,11 @@ class Points:
     def _run(self, forward: Callable[..., T], *args: Any) -> T:
         """Call what runs the model; building a point and measuring there stay outside."""
         if self._overwrites:
-            args = (*args[:-1], _cloned(args[-1]))
+            args = (*args[:-1], cloned(args[-1]))
         if self.autocast is None:
             return forward(*args)
         with precision.autocast(self.device, self.autocast):
             return forward(*args)
-
-    def _changes(self, x: Any) -> bool:
-        """Say whether the model overwrites its inputs, which other points are to read as well."""
-        x = _cloned(x)
-        leaves = [leaf for leaf in tree_flatten(x)[0] if isinstance(leaf, Tensor)]
-        before = [leaf._version for leaf in leaves]
-        with torch.no_grad():
-            self._run(self._probe, x)
-        return before != [leaf._version for leaf in leaves]
-
-    def _draws(self, x: Any) -> bool:
-        """Say whether the model draws random numbers in this mode."""
-        before = torch.get_rng_state()
-        with torch.no_grad():
-            self._run(self._probe, _cloned(x))
-        return not torch.equal(before, torch.get_rng_state())
 
     def _to_precise(self, tensors: Weights) -> Weights:
         return {name: t.to(self.device, self._precise) for name, t in tensors.items()}
@@ -234,10 +218,8 @@ class Points:
 
     def _move_to(self, vector: Tensor, statistics: Weights | None = None) -> None:
         self._flat.copy_(vector)
-        for (
-            name,
-            buffer,
-        ) in self._buffers.items():  # what a pass changes, the next point must not see
+        # What a pass changes, the next point must not see.
+        for name, buffer in self._buffers.items():
             self._probe.get_buffer(name).copy_(buffer)
         torch.manual_seed(self.seed)
         if self.policy == "reestimated":
@@ -337,8 +319,3 @@ def _readable(output: Any) -> Any:
     output = at_least_float32(output)
     images = lambda t: isinstance(t, Tensor) and t.dim() == 4  # noqa: E731
     return tree_map(lambda t: t.contiguous() if images(t) else t, output)
-
-
-def _cloned(value: Any) -> Any:
-    """Return nested tensors that share memory with no other."""
-    return tree_map(lambda t: t.clone() if isinstance(t, Tensor) else t, value)

@@ -5,7 +5,13 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import (
+    BrokenExecutor,
+    Executor,
+    Future,
+    ProcessPoolExecutor,
+    ThreadPoolExecutor,
+)
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +21,7 @@ from cases import CASES
 from test_evaluate import make_plane
 
 import landscape_lib as ll
+from landscape_lib import distribute
 
 
 def pool(workers: int) -> ProcessPoolExecutor:
@@ -124,3 +131,34 @@ def test_dask_cluster_survives_a_killed_worker(tmp_path, monkeypatch):
         got = ll.evaluate(model, plane, data, loss=deadly, method="loop", executor=executor)
     assert not marker.exists()
     np.testing.assert_allclose(got.loss, expected.loss, rtol=1e-12)
+
+
+class Echo:
+    """A task whose values are the indices."""
+
+    def run(self, indices):
+        return indices.astype(float)[:, None]
+
+
+class AtOnce(Executor):
+    """Runs what is submitted at once, and counts it."""
+
+    def __init__(self):
+        self.submitted = 0
+
+    def submit(self, function, /, *args, **kwargs):
+        self.submitted += 1
+        future = Future()
+        future.set_result(function(*args, **kwargs))
+        return future
+
+
+def test_few_chunks_are_with_the_executor_at_a_time():
+    """What is submitted and not yet taken is what a kill can cost."""
+    executor, taken = AtOnce(), []
+    chunks = [np.array([k]) for k in range(5 * distribute.WINDOW // 2)]
+    for indices, values in distribute.run_chunks(executor, Echo(), chunks):
+        assert executor.submitted - len(taken) <= distribute.WINDOW
+        assert values.tolist() == [[float(indices[0])]]
+        taken.append(int(indices[0]))
+    assert sorted(taken) == list(range(len(chunks)))

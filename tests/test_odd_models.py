@@ -299,7 +299,7 @@ def test_masks_drawn_in_eval_mode_are_the_same_by_both_methods() -> None:
 
 
 def test_a_tolerance_is_not_met_by_a_few_samples_that_agree() -> None:
-    """One sample in a hundred is wrong: most subsets of 256 have a few of these, some have none."""
+    """Three samples of a thousand are wrong: four subsets of 256 in ten have none of them."""
     model = nn.Linear(2, 2).double()
     with torch.no_grad():
         model.weight.copy_(torch.eye(2))
