@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import landscape_lib as ll
-from landscape_lib.workload import batch_for_cache, workload
+from landscape_lib.workload import fastest_batch, workload
 
 ROUNDS = 10
 IMAGES = 1024
@@ -65,7 +65,7 @@ def compare(case: bench.Case, dtype: torch.dtype) -> dict[str, Any]:
     network.to(dtype, memory_format=torch.channels_last)
     inputs = data.x.to(dtype)
     last = torch.empty_like(inputs, memory_format=torch.channels_last).copy_(inputs)
-    batch = batch_for_cache(workload(network, last))
+    batch = fastest_batch(workload(network, last), last.device)
     convolutions = {
         f"{c} to {c} channels, {s}x{s}": plain_convolution(c, s, dtype)
         for c, s in ((64, 32), (128, 16), (256, 8))

@@ -17,7 +17,7 @@ import xarray as xr
 from numpy.typing import ArrayLike
 from torch import nn
 
-from landscape_lib import runtime
+from landscape_lib import precision, runtime
 from landscape_lib.batches import (
     Batch,
     check_count,
@@ -34,7 +34,7 @@ from landscape_lib.points import Indices, Points
 from landscape_lib.slices import FloatArray, Slice
 from landscape_lib.task import Task, choose_method, run_all
 from landscape_lib.weights import Weights, check_like, weights_of
-from landscape_lib.workload import DEFAULT_BATCH, batch_for_cache
+from landscape_lib.workload import DEFAULT_BATCH, fastest_batch
 
 METHODS = ("auto", "loop", "vmap")
 
@@ -190,10 +190,12 @@ def evaluate(
             method = choose_method(model, at.device, at.work, read[0][0].size, batchnorm)
             if method == "vmap" and not at.can_vmap(first, measures):
                 method = "loop"
-        if batch_size is None and hasattr(data, "x") and at.device.type == "cpu":
-            if method == "loop" and batchnorm in ("frozen", "interpolated") and measures.per_sample:
-                size = batch_for_cache(at.work)
-                read = [[part for batch in stage for part in split(batch, size)] for stage in read]
+        at.choose_layout(method)
+        free = batch_size is None and hasattr(data, "x") and measures.per_sample
+        if free and method == "loop" and batchnorm in ("frozen", "interpolated"):
+            size = fastest_batch(at.work, at.device)
+            read, _ = read_stages(data, samples, tolerance, size, seed)
+        read = [at.lay_out(stage) for stage in read]
         apart = measures.per_sample and at.keeps_samples_apart(first, output)
         together = MEASURED_TOGETHER if apart else 0
         stages = [group(stage, together) for stage in read]
@@ -203,6 +205,8 @@ def evaluate(
             names += tuple(f"{name}_difference" for name in measures.names)
         stages = at.cut_first_layer(stages)
         task = Task(at, measures, stages, names, method, tolerance, float(population))
+        precise = at.autocast or at.dtype != torch.float32
+        products = "" if precise else precision.float32_products(at.device)
         fingerprint = {
             "model": digest([describe_model(model), dict(model.named_buffers())]),
             "slice": digest([list(slice.basis), slice.coefficients(slice.coordinates)]),
@@ -211,6 +215,7 @@ def evaluate(
             "metrics": digest({n: describe_callable(m) for n, m in (metrics or {}).items()}),
             "batchnorm": digest([batchnorm, list(along), [batch.x for batch in calibration]]),
             "dtype": f"{dtype} by autocast" if at.autocast else str(dtype),
+            "float32_products": products,
             "method": method,
             "training": str(training),
             "seed": str(seed),
@@ -232,6 +237,8 @@ def evaluate(
         "device": runtime.device_name(at.device),
         "versions": json.dumps({"torch": str(torch.__version__), "xarray": xr.__version__}),
     }
+    if products:
+        attributes["float32_products"] = products
     if batchnorm == "interpolated":
         coefficients = torch.from_numpy(slice.coefficients(slice.coordinates))
         attributes["variance_clamped_points"] = int(clamped(along, coefficients).sum())

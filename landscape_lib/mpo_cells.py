@@ -29,7 +29,7 @@ from torch.func import functional_call, vmap
 from torch.utils.flop_counter import FlopCounterMode
 
 from landscape_lib import batchnorm, folding, runtime
-from landscape_lib.batches import Batch, move, reads_channels_last
+from landscape_lib.batches import Batch, channels_last_pays, move, reads_channels_last
 from landscape_lib.measures import accuracy
 from landscape_lib.mpo_layers import Chunk, mix_layers, obstacle
 from landscape_lib.weights import flatten, unflatten, weights_of
@@ -113,12 +113,14 @@ class Cells:
         some = torch.arange(2 * min(images, 2)) % len(y)  # two cells with at most two images each
         x, y = x[some.to(x.device)], y[some.to(y.device)]
         with runtime.isolated_random_state(0):
-            self._channels_last = reads_channels_last(self._probe, self.lay_out(x, y).x)
+            reads = reads_channels_last(self._probe, self.lay_out(x, y).x)
             with FlopCounterMode(display=False) as counter:
                 self._try("loop", x, y)
             self._work = max(1.0, counter.get_total_flops() / len(y))
             automatic = self._candidates(self._work * images, cells)
             for candidate in automatic if method == "auto" else [method]:
+                pays = channels_last_pays(self.device, self.dtype, candidate)
+                self._channels_last = reads and pays
                 reason = self._refusal(candidate, x, y)
                 if reason is None:
                     if cells > 1:  # one cell is ordinary training, to the same bits

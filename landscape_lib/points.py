@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from itertools import islice
 from typing import Any, TypeVar
@@ -16,13 +17,22 @@ from torch.func import functional_call, vmap
 from torch.utils._pytree import tree_map
 
 from landscape_lib import batchnorm, first_layer, precision
-from landscape_lib.batches import Batch, Group, group, move, reads_channels_last, split
+from landscape_lib.batches import (
+    Batch,
+    Group,
+    channels_last_pays,
+    group,
+    move,
+    reads_channels_last,
+    split,
+)
 from landscape_lib.folding import Folded, can_fold, load
+from landscape_lib.layout import Layout
 from landscape_lib.measures import Measures
 from landscape_lib.precision import at_least_float32
 from landscape_lib.slices import Slice
 from landscape_lib.trials import cloned, habits, output_of
-from landscape_lib.weights import Weights, flatten, unflatten
+from landscape_lib.weights import Weights
 from landscape_lib.workload import workload
 
 Indices = NDArray[np.int64]
@@ -81,30 +91,41 @@ class Points:
         self._fixed = self._to_precise(batchnorm.statistics_of(model))
         buffers = dict(self._probe.named_buffers())
         self._buffers = {n: b.clone() for n, b in buffers.items() if n not in self._fixed}
-        own = move(Batch(example, None, 1), self.device, self.dtype).x
+        self._example = move(Batch(example, None, 1), self.device, self.dtype).x
         # Dropout draws its mask in the order in which values are stored: under vmap that is not
         # channels-last.
-        self._overwrites, draws = habits(lambda x: self._run(self._probe, x), own)
-        training = training or draws
-        plain = None if training else self._run(output_of, self._probe, own)
-        reads = lambda x: reads_channels_last(self._probe, x, plain)  # noqa: E731
-        self._channels_last = not training and self._run(reads, own)
-        self._tie()
-        if self._channels_last and not self._run(reads, own):
-            self._channels_last = False  # it reads the images, but not the filters
-            self._tie()
-        self.work = self._run(workload, self._probe, own)
-        names = list(self._parameters)
-        self._basis = torch.stack(
-            [flatten(self._stored({n: v[n] for n in names})) for v in slice.basis]
-        ).to(self.device, self._precise)
+        self._overwrites, draws = habits(lambda x: self._run(self._probe, x), self._example)
+        self._draws = training or draws
+        self.work = self._run(workload, self._probe, self._example)
+        # All at once: a copy to an accelerator waits for all that it has to do.
+        places = torch.from_numpy(slice.coefficients(slice.coordinates))
+        self._places = places.to(self.device, self._precise)
         self._statistics = [self._to_precise(vector) for vector in statistics]
-        self._calibration = self.lay_out(list(calibration))
+        self._calibration = list(calibration)
+        self._store(channels_last=False)
 
     @property
     def count(self) -> int:
         """Number of parameters."""
-        return len(self._flat)
+        return self._layout.count
+
+    def choose_layout(self, method: str) -> None:
+        """Store weights and, from now on, images as the method computes fastest; once."""
+        computed = self.autocast or self.dtype
+        if not self._draws and channels_last_pays(self.device, computed, method):
+            plain = self._run(output_of, self._probe, self._example)
+            reads = lambda x: reads_channels_last(self._probe, x, plain)  # noqa: E731
+            if self._run(reads, self._example):
+                self._store(channels_last=True)
+                if not self._run(reads, self._example):  # the images, but not the filters
+                    self._store(channels_last=False)
+        self._calibration = self.lay_out(self._calibration)
+
+    def _store(self, channels_last: bool) -> None:
+        self._layout = Layout(dict(self._probe.named_parameters()), channels_last)
+        self._tie()
+        vectors = [self._layout.flatten(vector) for vector in self.slice.basis]
+        self._basis = torch.stack(vectors).to(self.device, self._precise)
 
     def _run(self, forward: Callable[..., T], *args: Any) -> T:
         """Call what runs the model; building a point and measuring there stay outside."""
@@ -121,8 +142,8 @@ class Points:
     def _tie(self) -> None:
         """Make all parameters views of one flat vector, so that a point is one product."""
         self._parameters = dict(self._probe.named_parameters())
-        self._flat = flatten(self._stored(dict(self._parameters)))
-        for name, view in self._views(self._flat).items():
+        self._flat = self._layout.flatten(self._parameters)
+        for name, view in self._layout.views(self._flat).items():
             self._parameters[name].data = view
         # Made anew in every process: a traced model does not travel well.
         self._folded = Folded(self._probe) if self._foldable else None
@@ -132,19 +153,6 @@ class Points:
         # All names of what is shared: the model and its graph may each list another one first.
         self._present = {n for n, _ in self._forward.named_parameters(remove_duplicate=False)}
         self._present |= {n for n, _ in self._forward.named_buffers(remove_duplicate=False)}
-
-    def _stored(self, weights: Mapping[str, Tensor]) -> Weights:
-        """Return the weights with the axes of filters in the order in which they are stored."""
-        if not self._channels_last:
-            return dict(weights)
-        return {n: t.permute(0, 2, 3, 1) if t.dim() == 4 else t for n, t in weights.items()}
-
-    def _views(self, vector: Tensor) -> Weights:
-        """Return the weights that a vector holds, as views of it."""
-        weights = unflatten(vector, self._stored(self._parameters))
-        if not self._channels_last:
-            return weights
-        return {n: t.permute(0, 3, 1, 2) if t.dim() == 4 else t for n, t in weights.items()}
 
     def __getstate__(self) -> dict[str, Any]:
         # A view is pickled with all of its storage: parameters travel as tensors of their own.
@@ -161,7 +169,7 @@ class Points:
 
     def lay_out(self, batches: list[Batch]) -> list[Batch]:
         """Return batches on the device, images channels-last if the model runs on that."""
-        return [move(b, self.device, self.dtype, self._channels_last) for b in batches]
+        return [move(b, self.device, self.dtype, self._layout.channels_last) for b in batches]
 
     def output_of_model(self, batch: Batch) -> Any:
         """Return the output at the caller's own weights; ask before any sums."""
@@ -209,8 +217,7 @@ class Points:
         return f"point {indices[0]} ({place}){others}"
 
     def _coefficients(self, indices: Indices) -> Tensor:
-        coefficients = self.slice.coefficients(self.slice.coordinates[indices])
-        return torch.from_numpy(coefficients).to(self._basis)
+        return torch.stack([self._places[index] for index in indices.tolist()])
 
     def _statistics_at(self, coefficients: Tensor) -> Weights:
         """Return running statistics at some points, shapes (k, ...), in full precision."""
@@ -231,7 +238,7 @@ class Points:
             load(self._forward, self._folded_at(vector, statistics or self._fixed))
 
     def _folded_at(self, vector: Tensor, statistics: Weights) -> Weights:
-        return self._folded.weights(self._views(vector) | statistics) if self._folded else {}
+        return self._folded.weights(self._layout.views(vector) | statistics) if self._folded else {}
 
     def with_reference(
         self, groups: list[Group], measures: Measures, weights: Weights
@@ -239,7 +246,7 @@ class Points:
         """Return the groups with what is measured on them at some weights."""
         with torch.no_grad():
             there = {name: weights[name].to(self._basis) for name in self._parameters}
-            self._move_to(flatten(self._stored(there)))
+            self._move_to(self._layout.flatten(there))
             return [
                 replace(g, reference=measures.values(self._output(g.passes), g.y, g.size)[0])
                 for g in groups
@@ -252,7 +259,7 @@ class Points:
         The points then run only what follows that layer.
         """
         passes = [x for stage in stages for group in stage for x in group.passes]
-        basis = [self._views(vector) for vector in self._basis]
+        basis = [self._layout.views(vector) for vector in self._basis]
         outputs = first_layer.outputs(self._forward, passes, basis, len(self.slice))
         if outputs is None:
             return stages
@@ -293,19 +300,18 @@ class Points:
         def at_point(
             coefficients: Tensor, vector: Tensor, statistics: Weights, group: Group
         ) -> Tensor:
-            found = self._views(vector) | statistics
+            found = self._layout.views(vector) | statistics
             found |= self._folded_at(vector, statistics or self._fixed)
             weights = {n: t.to(self.dtype) for n, t in found.items() if n in self._present}
             inputs = (self._input(x, coefficients) for x in group.passes)
             outputs = [self._run(functional_call, self._forward, weights, (x,)) for x in inputs]
             return measures.sums(_joined(outputs), group.y, group.size, group.reference)
 
-        parts = [
-            vmap(at_point, in_dims=(0, 0, 0, None), randomness="same")(
-                coefficients, coefficients @ self._basis, statistics, group
-            )
-            for group in groups
-        ]
+        at_points = vmap(at_point, in_dims=(0, 0, 0, None), randomness="same")
+        vectors = coefficients @ self._basis
+        with warnings.catch_warnings():  # of operations that vmap takes one by one
+            warnings.filterwarnings("ignore", "There is a performance drop")
+            parts = [at_points(coefficients, vectors, statistics, group) for group in groups]
         return torch.stack(parts).sum(0)
 
 

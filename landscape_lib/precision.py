@@ -1,5 +1,9 @@
 """16 bits on an accelerator: products lose digits, and what follows them does not.
 
+Products of float32 numbers keep their digits only if torch is told so: by default the convolutions
+of a GPU may round their inputs to TF32, of 10 bits. That is the caller's choice; it belongs to a
+result, and has to hold on every worker.
+
 ``torch.autocast`` casts the inputs of products, and what it casts back to float32 depends on the
 device; under ``vmap`` it sees only what the rules of ``vmap`` call, some of which fail where an
 activation has 16 bits and a weight has 32. So normalisation and softmax are told here what they are
@@ -9,7 +13,7 @@ given, the same on every device and with both methods.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -26,6 +30,54 @@ _IN_FLOAT32 = {
     *(F.log_softmax, torch.log_softmax, Tensor.log_softmax),
     *(F.prelu, torch.prelu),  # no normalisation, but vmap's rule for it fails, too
 }
+
+
+_PLACES: dict[str, tuple[Any, Any]] = {
+    "cuda": (torch.backends.cudnn.conv, torch.backends.cuda.matmul),
+    "cpu": (
+        torch.backends.mkldnn.conv,  # type: ignore[attr-defined]
+        torch.backends.mkldnn.matmul,  # type: ignore[attr-defined]
+    ),
+}
+
+Products = Mapping[str, tuple[str, ...]]
+
+
+def float32_products(device: torch.device) -> str:
+    """Say in which format torch may multiply float32 numbers on a device, in words.
+
+    The settings are those of ``torch.backends.cudnn.conv.fp32_precision`` and so on.
+    """
+    given = [place.fp32_precision for place in _PLACES.get(device.type, ())]
+    exact = ["ieee" if name == "none" else name for name in given]
+    return ", ".join(f"{n} {e}" for n, e in zip(("conv", "matmul"), exact, strict=False))
+
+
+# For :func:`multiply_as`: no product of float32 numbers loses digits.
+EXACT: Products = {name: ("ieee", "ieee") for name in _PLACES}
+
+
+def product_settings() -> Products:
+    """Return torch's settings for products of float32 numbers, for :func:`multiply_as`."""
+    return {name: tuple(p.fp32_precision for p in places) for name, places in _PLACES.items()}
+
+
+@contextlib.contextmanager
+def multiply_as(settings: Products) -> Iterator[None]:
+    """Multiply float32 numbers within a block as in the process where the settings were made."""
+    before = product_settings()
+    _set_products(settings)
+    try:
+        yield
+    finally:
+        _set_products(before)
+
+
+def _set_products(settings: Products) -> None:
+    for name, given in settings.items():
+        for place, precision in zip(_PLACES[name], given, strict=True):
+            if place.fp32_precision != precision:  # setting it forbids torch's older interface
+                place.fp32_precision = precision
 
 
 def autocasts(device: torch.device, dtype: torch.dtype | None) -> bool:

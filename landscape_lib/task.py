@@ -6,7 +6,7 @@ import contextlib
 import os
 from collections.abc import Iterable
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import nn
 from tqdm import tqdm
 
+from landscape_lib import precision
 from landscape_lib.batches import Group, own
 from landscape_lib.distribute import run_chunks
 from landscape_lib.fingerprint import Fingerprint
@@ -44,6 +45,7 @@ class Task:
         method: ``"loop"`` or ``"vmap"``.
         tolerance: largest standard error, or ``None``.
         population: number of samples that the means stand for.
+        products: torch's settings for products of float32 numbers, here and on every worker.
     """
 
     points: Points
@@ -53,6 +55,7 @@ class Task:
     method: str
     tolerance: float | None
     population: float
+    products: precision.Products = field(default_factory=precision.product_settings)
 
     def __getstate__(self) -> dict[str, Any]:
         # A group is a view of all data, and would be pickled with all of it.
@@ -65,20 +68,38 @@ class Task:
 
     def run(self, indices: Indices) -> FloatArray:
         """Return sums and samples at some points, shape (k, names * 2 + 1)."""
+        try:
+            return self._run(indices)
+        except torch.OutOfMemoryError as error:
+            error.add_note("landscape_lib.evaluate: give a smaller batch_size, or chunk_size")
+            raise
+        except Exception as error:
+            failing = self._first_failing(indices, error)
+            error.add_note(f"landscape_lib.evaluate: at {self.points.describe(failing)}")
+            raise
+
+    def _first_failing(self, indices: Indices, error: Exception) -> Indices:
+        """Return the first point that fails alone, or all if none does."""
+        if isinstance(error, torch.AcceleratorError):  # all that comes after it fails as well
+            return indices
+        for index in indices[:, None] if len(indices) > 1 else ():
+            try:
+                self._run(index)
+            except Exception:
+                return index
+        return indices
+
+    def _run(self, indices: Indices) -> FloatArray:
         values = np.zeros((len(indices), len(self.names) * 2 + 1))
         active = np.arange(len(indices))
-        try:
-            with torch.no_grad():
-                for stage in self.stages:
-                    sums = self.points.sums(indices[active], stage, self.measures, self.method)
-                    values[active, :-1] += sums.cpu().numpy().reshape(len(active), -1)
-                    values[active, -1] += sum(group.size for group in stage)
-                    active = active[self._too_uncertain(values[active])]
-                    if not active.size:
-                        break
-        except Exception as error:
-            error.add_note(f"landscape_lib.evaluate: at {self.points.describe(indices)}")
-            raise
+        with torch.no_grad(), precision.multiply_as(self.products):
+            for stage in self.stages:
+                sums = self.points.sums(indices[active], stage, self.measures, self.method)
+                values[active, :-1] += sums.cpu().numpy().reshape(len(active), -1)
+                values[active, -1] += sum(group.size for group in stage)
+                active = active[self._too_uncertain(values[active])]
+                if not active.size:
+                    break
         return values
 
     def _too_uncertain(self, values: FloatArray) -> NDArray[np.bool_]:

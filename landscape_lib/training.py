@@ -18,7 +18,14 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from tqdm import tqdm
 
 from landscape_lib import runtime
-from landscape_lib.batches import Batch, check_count, move, read_batches, reads_channels_last
+from landscape_lib.batches import (
+    Batch,
+    channels_last_pays,
+    check_count,
+    move,
+    read_batches,
+    reads_channels_last,
+)
 from landscape_lib.checkpoint import History, Run
 from landscape_lib.measures import Measures
 
@@ -87,7 +94,7 @@ def train(
     size = _size(data)
     _check_optimizer(model, optimizer, schedule)
     with runtime.isolated_random_state(seed), _mode_given_back(model):
-        channels_last = reads_channels_last(model.eval(), data.x[:1])
+        channels_last = _channels_last(model.eval(), data.x[:1])
         run = Run(model, optimizer, schedule, runtime.generator(seed), History())
         if checkpoint is not None:
             settings = {
@@ -171,7 +178,7 @@ def score(
     with runtime.isolated_random_state(0), _mode_given_back(model), torch.no_grad():
         model.eval()
         batches, total = read_batches(data, None, batch_size, 0)
-        channels_last = reads_channels_last(model, move(batches[0], device, None).x)
+        channels_last = _channels_last(model, move(batches[0], device, None).x)
         sums, measures = None, None
         for batch in batches:
             batch = move(batch, device, None, channels_last)
@@ -226,6 +233,11 @@ def _mode_given_back(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes.items():
             module.training = mode
+
+
+def _channels_last(model: nn.Module, x: Any) -> bool:
+    first = next(model.parameters())
+    return channels_last_pays(first.device, first.dtype) and reads_channels_last(model, x)
 
 
 def _check_model(model: nn.Module) -> None:

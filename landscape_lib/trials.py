@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map
 
+from landscape_lib import precision
+
 
 class Habits(NamedTuple):
     """What a model does beside computing its output.
@@ -26,11 +28,18 @@ def habits(forward: Callable[[Any], Any], x: Any) -> Habits:
     """Learn a model's habits from one pass over a few samples, which stay as they are."""
     x = cloned(x)
     leaves = [leaf for leaf in tree_flatten(x)[0] if isinstance(leaf, Tensor)]
-    versions, state = [leaf._version for leaf in leaves], torch.get_rng_state()
+    versions, before = [leaf._version for leaf in leaves], _random_states(leaves)
     with torch.no_grad():
         forward(x)
     overwrites = versions != [leaf._version for leaf in leaves]
-    return Habits(overwrites, not torch.equal(state, torch.get_rng_state()))
+    same = map(torch.equal, before, _random_states(leaves))
+    return Habits(overwrites, not all(same))
+
+
+def _random_states(tensors: list[Tensor]) -> list[Tensor]:
+    """Return the states of the generators of the CPU and of the GPUs on which tensors are."""
+    devices = {t.device for t in tensors if t.device.type == "cuda"}
+    return [torch.get_rng_state(), *(torch.cuda.get_rng_state(device) for device in devices)]
 
 
 def cloned(value: Any) -> Any:
@@ -53,7 +62,7 @@ def output_of(model: nn.Module, x: Any) -> Any:
         model: it may overwrite its inputs.
         x: a few samples.
     """
-    with torch.no_grad(), torch.random.fork_rng():
+    with torch.no_grad(), torch.random.fork_rng(), precision.multiply_as(precision.EXACT):
         torch.manual_seed(0)
         return model(cloned(x))
 

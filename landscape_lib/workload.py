@@ -18,6 +18,10 @@ from landscape_lib.runtime import free_memory
 # are fastest where the largest layer's input and output take 5 to 15 MiB.
 CACHE_BYTES = 16 << 20
 CPU_BYTES = 256 << 20
+
+# What the largest layer of a forward pass may keep on an accelerator: a pass of many samples costs
+# as many launches as one of few, and with so many launching takes little of the time.
+ACCELERATOR_BYTES = 1 << 30
 DEFAULT_BATCH = 512
 
 
@@ -63,11 +67,17 @@ def workload(model: nn.Module, x: Any) -> Workload:
     return Workload(counter.get_total_flops() / sizes[0], max(largest) / sizes[0])
 
 
-def batch_for_cache(work: Workload) -> int:
-    """Return the power of two from 16 to 512 whose activations best fit a CPU's caches."""
+def fastest_batch(work: Workload, device: torch.device) -> int:
+    """Return the samples of a forward pass with which a device computes fastest, a power of two.
+
+    From 16 to 512 on a CPU, whose caches hold the activations; up to 16,384 on an accelerator,
+    whatever its free memory: the same computation is to have the same batches everywhere.
+    """
     if not work.activations > 0:
         return DEFAULT_BATCH
-    return 2 ** min(9, max(4, round(math.log2(CACHE_BYTES / work.activations))))
+    if device.type == "cpu":
+        return 2 ** min(9, max(4, round(math.log2(CACHE_BYTES / work.activations))))
+    return 2 ** min(14, max(4, math.floor(math.log2(ACCELERATOR_BYTES / work.activations))))
 
 
 def points_at_once(work: Workload, parameters: int, samples: int, device: torch.device) -> int:

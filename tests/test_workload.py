@@ -9,7 +9,7 @@ from torch import nn
 import landscape_lib as ll
 from landscape_lib import workload as workload_room
 from landscape_lib.task import choose_method
-from landscape_lib.workload import Workload, batch_for_cache, points_at_once, workload
+from landscape_lib.workload import Workload, fastest_batch, points_at_once, workload
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
@@ -30,14 +30,15 @@ def test_operations_of_the_other_networks() -> None:
 def test_a_model_that_fails_on_two_samples_is_not_an_error() -> None:
     work = workload(nn.Linear(3, 2), torch.randn(4, 7))
     assert math.isnan(work.flops) and math.isnan(work.activations)
-    assert batch_for_cache(work) == 512
+    assert fastest_batch(work, CPU) == fastest_batch(work, GPU) == 512
     assert choose_method(nn.Linear(3, 2), CPU, work, 512, "frozen") == "loop"
 
 
-def test_batch_shrinks_as_activations_grow() -> None:
-    batches = [batch_for_cache(Workload(1.0, 10.0**k)) for k in range(1, 9)]
+@pytest.mark.parametrize(("device", "most"), [(CPU, 512), (GPU, 16384)])
+def test_batch_shrinks_as_activations_grow(device: torch.device, most: int) -> None:
+    batches = [fastest_batch(Workload(1.0, 10.0**k), device) for k in range(1, 10)]
     assert batches == sorted(batches, reverse=True)
-    assert batches[0] == 512 and batches[-1] == 16
+    assert batches[0] == most and batches[-1] == 16
     assert all(batch & (batch - 1) == 0 for batch in batches)
 
 
