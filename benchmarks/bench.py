@@ -36,13 +36,22 @@ class Case(NamedTuple):
     side: int
 
 
+GPU = torch.cuda.is_available()
+DEVICE = torch.device("cuda" if GPU else "cpu")
+
+
+def sized(case: Case, side: int) -> Case:
+    """Return a case with more work where there is a GPU: so many points a side, 10,000 images."""
+    return case._replace(images=10_000, side=side) if GPU else case
+
+
 NETWORKS = {
-    "small CNN with pooling": Case("small_cnn", {"pool": True}, (1, 28, 28), 1024, 7),
-    "small CNN": Case("small_cnn", {}, (1, 28, 28), 512, 4),
-    "VGG-9, quarter width": Case("vgg9", {"width": 0.25}, (3, 32, 32), 512, 4),
-    "VGG-9": Case("vgg9", {}, (3, 32, 32), 512, 2),
-    "ResNet-20": Case("resnet", {"depth": 20}, (3, 32, 32), 512, 3),
-    "MLP": Case("mlp", {}, (1, 28, 28), 4096, 7),
+    "small CNN with pooling": sized(Case("small_cnn", {"pool": True}, (1, 28, 28), 1024, 7), 21),
+    "small CNN": sized(Case("small_cnn", {}, (1, 28, 28), 512, 4), 10),
+    "VGG-9, quarter width": sized(Case("vgg9", {"width": 0.25}, (3, 32, 32), 512, 4), 7),
+    "VGG-9": sized(Case("vgg9", {}, (3, 32, 32), 512, 2), 5),
+    "ResNet-20": sized(Case("resnet", {"depth": 20}, (3, 32, 32), 512, 3), 6),
+    "MLP": sized(Case("mlp", {}, (1, 28, 28), 4096, 7), 15),
 }
 
 
@@ -78,14 +87,14 @@ class Others:
 
 def setup(case: Case) -> tuple[nn.Module, ll.Plane, SimpleNamespace]:
     """Return a network, a plane through it and data."""
-    model = getattr(ll.models, case.build)(**case.arguments, seed=0).eval()
+    model = getattr(ll.models, case.build)(**case.arguments, seed=0).eval().to(DEVICE)
     source = torch.Generator().manual_seed(0)
     weights = ll.weights_of(model)
     directions = ll.random_directions(weights, 2, generator=source)
     axis = np.arange(case.side) / case.side  # where the loss-landscapes package starts and steps
     data = SimpleNamespace(
-        x=torch.rand(case.images, *case.shape, generator=source),
-        y=torch.randint(0, 10, (case.images,), generator=source),
+        x=torch.rand(case.images, *case.shape, generator=source).to(DEVICE),
+        y=torch.randint(0, 10, (case.images,), generator=source).to(DEVICE),
     )
     return model, ll.Plane(weights, directions, axis, axis), data
 
@@ -99,6 +108,8 @@ def in_turn(jobs: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, lis
         for name, job in jobs.items():
             started = time.perf_counter()
             job()
+            if GPU:
+                torch.cuda.synchronize()
             seconds[name].append(time.perf_counter() - started)
             print(f"  round {k + 1}: {name} {seconds[name][-1]:.3f} s", file=sys.stderr)
     return seconds
@@ -113,7 +124,7 @@ def machine() -> dict[str, Any]:
     """Describe where a benchmark ran."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {
-        "processor": ll.runtime.device_name(torch.device("cpu")),
+        "processor": ll.runtime.device_name(DEVICE),
         "cores": os.cpu_count(),
         "memory_gib": round(memory / 2**30, 1),
         "system": f"{platform.system()} {platform.machine()}",
@@ -124,15 +135,20 @@ def machine() -> dict[str, Any]:
     }
 
 
+def path_of(name: str) -> Path:
+    """Return the file of a result: those of GPUs have their own."""
+    return RESULTS / f"{name}{'_gpu' if GPU else ''}.json"
+
+
 def read(name: str) -> dict[str, Any]:
-    """Read a result that was written."""
-    content: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text())
+    """Read a result that was written on a machine of this kind."""
+    content: dict[str, Any] = json.loads(path_of(name).read_text())
     return content
 
 
 def write(name: str, **content: Any) -> None:
     """Write one result."""
-    path = RESULTS / f"{name}.json"
+    path = path_of(name)
     with ll.runtime.atomic_path(path) as temporary:
         temporary.write_text(json.dumps({"machine": machine()} | content, indent=1) + "\n")
     print(f"wrote {path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path.name}")

@@ -1,4 +1,4 @@
-"""Where `vmap` over points beats the loop on this processor: the rule behind method="auto"."""
+"""Where `vmap` over points beats the loop on this machine: the rule behind method="auto"."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 import landscape_lib as ll
-from landscape_lib.task import SMALL_CONVOLUTIONS, SMALL_PRODUCTS
+from landscape_lib.task import SMALL_CONVOLUTIONS, SMALL_LAYERS, SMALL_PRODUCTS
 
 MODELS = {
     "MLP 64-32-10": ("mlp", {"inputs": 64, "hidden": (32,)}, (1, 8, 8)),
@@ -25,25 +25,32 @@ MODELS = {
     "small LeNet": ("lenet", {"channels": (10, 20), "hidden": 128}, (1, 28, 28)),
     "small CNN with pooling": ("small_cnn", {"pool": True}, (1, 28, 28)),
 }
+if bench.GPU:
+    MODELS |= {
+        "small CNN": ("small_cnn", {}, (1, 28, 28)),
+        "ResNet-20": ("resnet", {"depth": 20}, (3, 32, 32)),
+    }
 IMAGES = [64, 256, 1024, 4096]
 
 
 def compare(build: str, arguments: dict[str, Any], shape: tuple[int, ...]) -> list[dict[str, Any]]:
     """Time both methods for one model, for more and more images."""
-    model = getattr(ll.models, build)(**arguments, seed=0)
+    model = getattr(ll.models, build)(**arguments, seed=0).to(bench.DEVICE)
     source = torch.Generator().manual_seed(0)
     direction = ll.random_direction(ll.weights_of(model), generator=source)
     line = ll.Line(ll.weights_of(model), direction, np.linspace(-1, 1, 33))
     rows = []
     for images in IMAGES:
-        data = SimpleNamespace(x=torch.rand(images, *shape), y=torch.arange(images) % 10)
+        x, y = torch.rand(images, *shape), torch.arange(images) % 10
+        data = SimpleNamespace(x=x.to(bench.DEVICE), y=y.to(bench.DEVICE))
         jobs = {
             m: lambda m=m: ll.evaluate(model, line, data, method=m, progress=False)  # noqa: B023
             for m in ("loop", "vmap")
         }
         seconds = bench.in_turn(jobs, 3)
         result = ll.evaluate(model, line, data, progress=False)
-        per_pass = result.attrs["flops"] / len(line) / images * min(512, images)
+        largest = images if bench.GPU else min(512, images)
+        per_pass = result.attrs["flops"] / len(line) / images * largest
         gain = min(seconds["loop"]) / min(seconds["vmap"])
         rows.append(
             {
@@ -63,6 +70,8 @@ def main() -> None:
     """Measure all models."""
     rows = {name: compare(*model) for name, model in MODELS.items()}
     rule = {"convolutions_mflop": SMALL_CONVOLUTIONS / 1e6, "products_mflop": SMALL_PRODUCTS / 1e6}
+    if bench.GPU:
+        rule = {"mflop_per_layer": SMALL_LAYERS / 1e6}
     bench.write("methods", rule=rule, models=rows)
 
 

@@ -104,7 +104,7 @@ def networks_model(task: dict[str, Any]) -> nn.Module:
     sys.modules["networks"] = networks
     spec.loader.exec_module(networks)
     built: nn.Module = getattr(networks, task["build"])(**task["arguments"], seed=0)
-    return built.eval()
+    return built.eval().to(task["x"].device)
 
 
 def main(path: str) -> None:

@@ -17,21 +17,35 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import landscape_lib as ll
+from landscape_lib.batches import channels_last_pays
 from landscape_lib.workload import fastest_batch, workload
 
-ROUNDS = 10
-IMAGES = 1024
-POINTS = 6
+ROUNDS = 3 if bench.GPU else 10
+IMAGES, POINTS = (16_384, 24) if bench.GPU else (1024, 6)
 
 
 def plain_convolution(
     channels: int, side: int, dtype: torch.dtype
 ) -> tuple[Callable[[], Any], float]:
     """Return a 3x3 convolution of one of VGG-9's shapes, and its operations."""
-    x = torch.randn(64, channels, side, side)
-    w = torch.randn(channels, channels, 3, 3)
-    x, w = (t.to(dtype, memory_format=torch.channels_last) for t in (x, w))
-    return lambda: F.conv2d(x, w, padding=1), 2 * 64 * side**2 * channels**2 * 9
+    images = 2048 if bench.GPU else 64
+    x = torch.randn(images, channels, side, side, device=bench.DEVICE)
+    w = torch.randn(channels, channels, 3, 3, device=bench.DEVICE)
+    layout = layout_of(dtype)
+    x, w = (t.to(dtype, memory_format=layout) for t in (x, w))
+    repeats = 20 if bench.GPU else 1
+
+    def job() -> None:
+        for _ in range(repeats):
+            F.conv2d(x, w, padding=1)
+
+    return job, repeats * 2 * images * side**2 * channels**2 * 9
+
+
+def layout_of(dtype: torch.dtype) -> torch.memory_format:
+    """Return the layout in which convolutions are fastest."""
+    last = channels_last_pays(bench.DEVICE, dtype)
+    return torch.channels_last if last else torch.contiguous_format
 
 
 def own_layers(model: nn.Module, x: Tensor) -> Callable[[], Any]:
@@ -62,9 +76,9 @@ def compare(case: bench.Case, dtype: torch.dtype) -> dict[str, Any]:
     line = ll.Line(plane.origin, plane.directions[0], np.arange(POINTS) / POINTS)
     flops = ll.evaluate(model, line, data, dtype=dtype, progress=False).attrs["flops"]
     network = getattr(ll.models, case.build)(**case.arguments, seed=0).eval()
-    network.to(dtype, memory_format=torch.channels_last)
+    network.to(bench.DEVICE, dtype, memory_format=layout_of(dtype))
     inputs = data.x.to(dtype)
-    last = torch.empty_like(inputs, memory_format=torch.channels_last).copy_(inputs)
+    last = torch.empty_like(inputs, memory_format=layout_of(dtype)).copy_(inputs)
     batch = fastest_batch(workload(network, last), last.device)
     convolutions = {
         f"{c} to {c} channels, {s}x{s}": plain_convolution(c, s, dtype)

@@ -15,16 +15,24 @@ import torch
 import landscape_lib as ll
 
 SIZES = {"points": [8, 16, 32, 64, 128], "images": [256, 512, 1024, 2048, 4096]}
+if bench.GPU:
+    SIZES = {"points": [64, 128, 256, 512, 1024], "images": [4096, 8192, 16384, 32768, 65536]}
 WIDTHS = [0.5, 0.75, 1.0, 1.5, 2.0, 3.0]
 MEMORY_POINTS = [16, 256, 4096]
 ROUNDS = 4
 
 
-def job(points: int = 32, images: int = 1024, width: float = 1.0, method: str = "loop") -> Any:
+def job(
+    points: int = 256 if bench.GPU else 32,
+    images: int = 8192 if bench.GPU else 1024,
+    width: float = 1.0,
+    method: str = "loop",
+) -> Any:
     """Return a function that evaluates the small CNN (with pooling) on a line."""
-    model = ll.models.small_cnn(pool=True, width=width, seed=0)
+    model = ll.models.small_cnn(pool=True, width=width, seed=0).to(bench.DEVICE)
     source = torch.Generator().manual_seed(0)
-    data = SimpleNamespace(x=torch.rand(images, 1, 28, 28), y=torch.arange(images) % 10)
+    x, y = torch.rand(images, 1, 28, 28), torch.arange(images) % 10
+    data = SimpleNamespace(x=x.to(bench.DEVICE), y=y.to(bench.DEVICE))
     direction = ll.random_direction(ll.weights_of(model), generator=source)
     line = ll.Line(ll.weights_of(model), direction, np.linspace(-1, 1, points))
     return lambda: ll.evaluate(model, line, data, method=method, progress=False)
@@ -45,7 +53,10 @@ def sweep(name: str, values: list[Any]) -> dict[str, Any]:
 
 
 def peak_memory(points: int, method: str) -> float:
-    """Evaluate a tiny set at many points in a process of its own; its peak memory in MiB."""
+    """Evaluate a tiny set at many points in a process of its own; its peak memory in MiB.
+
+    On a GPU that of the tensors there.
+    """
     command = [sys.executable, __file__, "memory", str(points), method]
     return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
@@ -54,7 +65,10 @@ def main() -> None:
     """Measure everything, or, in the child, the memory of one evaluation."""
     if sys.argv[1:2] == ["memory"]:
         job(points=int(sys.argv[2]), images=64, width=0.5, method=sys.argv[3])()
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+        if bench.GPU:
+            print(torch.cuda.max_memory_allocated() / 2**20)
+        else:
+            print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
         return
     memory = {
         method: [round(peak_memory(k, method), 1) for k in MEMORY_POINTS]

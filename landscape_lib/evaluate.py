@@ -186,14 +186,19 @@ def evaluate(
         output = at.output_of_model(first)
         targets = [batch.y for stage in read for batch in stage]
         measures = Measures(loss, metrics, output, first.y, first.size, targets)
+        free = batch_size is None and hasattr(data, "x") and measures.per_sample
+        free = free and batchnorm in ("frozen", "interpolated")
+        best = fastest_batch(at.work, at.device) if free else read[0][0].size
         if method == "auto":
-            method = choose_method(model, at.device, at.work, read[0][0].size, batchnorm)
+            together = read[0][0].size
+            if free and at.device.type != "cpu":
+                together = min(best, sum(batch.size for batch in read[0]))
+            method = choose_method(model, at.device, at.work, together, batchnorm)
             if method == "vmap" and not at.can_vmap(first, measures):
                 method = "loop"
         at.choose_layout(method)
-        free = batch_size is None and hasattr(data, "x") and measures.per_sample
-        if free and method == "loop" and batchnorm in ("frozen", "interpolated"):
-            size = fastest_batch(at.work, at.device)
+        if free and method == "loop":
+            size = best
             read, _ = read_stages(data, samples, tolerance, size, seed)
         read = [at.lay_out(stage) for stage in read]
         apart = measures.per_sample and at.keeps_samples_apart(first, output)

@@ -45,8 +45,9 @@ class Folded:
         if traced is None:
             return
         self._pairs = _fold(traced, model)
-        changed = pool_first(traced)
-        if next(model.parameters()).device.type == "cpu":
+        changed = False
+        if next(model.parameters()).device.type == "cpu":  # a GPU joins ReLU to the convolution
+            changed = pool_first(traced)
             changed |= pool_by_halves(traced)
         if self._pairs or changed:
             traced.recompile()

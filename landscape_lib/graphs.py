@@ -57,12 +57,14 @@ def plain_layers(traced: fx.GraphModule, model: nn.Module) -> set[str]:
     return {n for n, count in calls.items() if count == 1 and n not in read and shares_nothing(n)}
 
 
-def is_relu(node: Any, modules: Mapping[str, nn.Module]) -> bool:
-    """Say whether a node is ReLU that does not overwrite its input."""
+def is_relu(node: Any, modules: Mapping[str, nn.Module], inplace: bool = False) -> bool:
+    """Say whether a node is ReLU, one that overwrites its input only if ``inplace``."""
     if not isinstance(node, fx.Node):
         return False
     if node.op == "call_module":
         module = modules[str(node.target)]
-        return type(module) is nn.ReLU and not module.inplace
+        return type(module) is nn.ReLU and inplace >= module.inplace
     is_function = node.op == "call_function" and node.target in (F.relu, torch.relu)
-    return is_function and len(node.args) == 1 and node.kwargs in ({}, {"inplace": False})
+    overwrites = dict(node.kwargs).get("inplace", False)
+    known = len(node.args) == 1 and not node.kwargs.keys() - {"inplace"}
+    return is_function and known and overwrites in (False, inplace)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.utils._pytree import tree_map
 
-from landscape_lib import batchnorm, first_layer, precision
+from landscape_lib import batchnorm, first_layer, fusing, precision
 from landscape_lib.batches import (
     Batch,
     Group,
@@ -70,7 +70,7 @@ class Points:
         self.slice = slice
         self.seed = seed
         self.policy = policy
-        self._cut = False
+        self._cut = self._fuse = False
         self._probe = copy.deepcopy(model).train(training).requires_grad_(False)
         batchnorm.follow_running_statistics(self._probe)
         if policy == "batch":
@@ -120,6 +120,11 @@ class Points:
                 if not self._run(reads, self._example):  # the images, but not the filters
                     self._store(channels_last=False)
         self._calibration = self.lay_out(self._calibration)
+        # Under vmap these kernels have no rule; products of 64 bits they do not have.
+        if fusing.available(self.device) and method == "loop" and computed.itemsize <= 4:
+            load(self._forward, self._folded_at(self._flat, self._fixed))
+            self._fuse = self._run(fusing.can_fuse, self._forward, self._example)
+            self._tie()
 
     def _store(self, channels_last: bool) -> None:
         self._layout = Layout(dict(self._probe.named_parameters()), channels_last)
@@ -150,6 +155,8 @@ class Points:
         self._forward = self._folded.module.to(self.dtype) if self._folded else self._probe
         found = first_layer.cut(self._forward) if self._cut else None
         self._forward = found.rest if found else self._forward
+        joined = fusing.fused(self._forward) if self._fuse else None
+        self._forward = joined or self._forward
         # All names of what is shared: the model and its graph may each list another one first.
         self._present = {n for n, _ in self._forward.named_parameters(remove_duplicate=False)}
         self._present |= {n for n, _ in self._forward.named_buffers(remove_duplicate=False)}

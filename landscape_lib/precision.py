@@ -33,11 +33,8 @@ _IN_FLOAT32 = {
 
 
 _PLACES: dict[str, tuple[Any, Any]] = {
-    "cuda": (torch.backends.cudnn.conv, torch.backends.cuda.matmul),
-    "cpu": (
-        torch.backends.mkldnn.conv,  # type: ignore[attr-defined]
-        torch.backends.mkldnn.matmul,  # type: ignore[attr-defined]
-    ),
+    "cuda": (torch.backends.cudnn.conv, torch.backends.cuda.matmul),  # type: ignore[attr-defined]
+    "cpu": (torch.backends.mkldnn.conv, torch.backends.mkldnn.matmul),  # type: ignore[attr-defined]
 }
 
 Products = Mapping[str, tuple[str, ...]]

@@ -29,6 +29,10 @@ from landscape_lib.workload import Workload, points_at_once
 SMALL_CONVOLUTIONS = 5e7
 SMALL_PRODUCTS = 5e8
 
+# Operations in a forward pass, for each layer with weights, up to which an accelerator is: they
+# take no longer than a launch. Measured on an H100, with 64 to 4,096 samples.
+SMALL_LAYERS = 2.5e9
+
 # Points that an accelerator is given without waiting for their results.
 POINTS_QUEUED = 16
 
@@ -120,23 +124,25 @@ def choose_method(
 ) -> str:
     """Return ``"loop"`` or ``"vmap"`` by a rule that gives the same answer every time.
 
-    On an accelerator a small network is bound by launches, so points are batched. On a CPU grouped
-    convolutions are slower than plain ones, so that convolutional networks gain only where a
-    forward pass is so small that the interpreter's overhead dominates (``benchmarks/methods.py``
-    measures where); matrix products of many points are one larger product. Statistics that are
-    measured at each point need the loop.
+    On an accelerator a pass of little work is bound by launches, so points are batched; for more
+    work a pass of many samples is faster, since the convolutions of many points are grouped. On a
+    CPU grouped convolutions are slower than plain ones, so that convolutional networks gain only
+    where a forward pass is so small that the interpreter's overhead dominates
+    (``benchmarks/methods.py`` measures where); matrix products of many points are one larger
+    product. Statistics that are measured at each point need the loop.
 
     Args:
         model: its layers and parameters are counted.
         device: where it runs.
         work: of one sample.
-        batch: samples per forward pass.
+        batch: samples per forward pass of a loop.
         policy: of batch norm.
     """
     if policy == "reestimated":
         return "loop"
     if device.type != "cpu":
-        return "vmap" if sum(p.numel() for p in model.parameters()) <= 5_000_000 else "loop"
+        layers = sum(p.dim() > 1 for p in model.parameters())
+        return "vmap" if work.flops * batch <= SMALL_LAYERS * layers else "loop"
     convolutional = any(p.dim() > 2 for p in model.parameters())
     most = SMALL_CONVOLUTIONS if convolutional else SMALL_PRODUCTS
     return "vmap" if work.flops * batch <= most else "loop"

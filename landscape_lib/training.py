@@ -56,7 +56,7 @@ def train(
     back as it was.
 
     Args:
-        model: any module, on the device of ``data``; its weights and buffers change.
+        model: any module, to whose device batches are moved; its weights and buffers change.
         data: training set with ``x`` (N, ...) and ``y`` (N, ...).
         optimizer: built on the model's parameters; called as ``step(closure)``.
         epochs: passes over ``data``.
@@ -94,7 +94,8 @@ def train(
     size = _size(data)
     _check_optimizer(model, optimizer, schedule)
     with runtime.isolated_random_state(seed), _mode_given_back(model):
-        channels_last = _channels_last(model.eval(), data.x[:1])
+        device = next(model.parameters()).device
+        channels_last = _channels_last(model.eval(), data.x[:1].to(device))
         run = Run(model, optimizer, schedule, runtime.generator(seed), History())
         if checkpoint is not None:
             settings = {
@@ -126,7 +127,7 @@ def train(
                     x, y = data.x[chosen], data.y[chosen]
                     if augment is not None:
                         x = augment(x, run.generator)
-                    batch = move(Batch(x, y, len(y)), x.device, None, channels_last)
+                    batch = move(Batch(x, y, len(y)), device, None, channels_last)
                     run.step(batch.x, batch.y, loss)
                     if schedule is not None and schedule_every == "step":
                         schedule.step()

@@ -24,6 +24,9 @@ CPU_BYTES = 256 << 20
 ACCELERATOR_BYTES = 1 << 30
 DEFAULT_BATCH = 512
 
+# Samples of all points of one ``vmap`` call, on an accelerator and on a CPU.
+SAMPLES_AT_ONCE = (1 << 17, 1 << 15)
+
 
 @dataclass(frozen=True)
 class Workload:
@@ -83,8 +86,9 @@ def fastest_batch(work: Workload, device: torch.device) -> int:
 def points_at_once(work: Workload, parameters: int, samples: int, device: torch.device) -> int:
     """Return how many points to evaluate in one ``vmap`` call, at least 1.
 
-    They may take half of the free memory of an accelerator; on a CPU, where more gains nothing,
-    256 MiB, and 32,768 samples in all.
+    They have 32,768 samples in all on a CPU and 131,072 on an accelerator: more gains nothing. They
+    may take 256 MiB, or half of the free memory of an accelerator; there the last bits of a result
+    can depend on how many points are together.
 
     Args:
         work: of one sample.
@@ -95,6 +99,6 @@ def points_at_once(work: Workload, parameters: int, samples: int, device: torch.
     activations = 0.0 if math.isnan(work.activations) else work.activations
     # A point's weights are there as a float32 vector, folded, and in the dtype of the computation.
     bytes_per_point = 3 * 4 * parameters + samples * activations
-    if device.type == "cpu":
-        return max(1, min(int(CPU_BYTES / bytes_per_point), (32 << 10) // samples))
-    return max(1, int(0.5 * free_memory(device) / bytes_per_point))
+    on_cpu = device.type == "cpu"
+    memory = CPU_BYTES if on_cpu else 0.5 * free_memory(device)
+    return max(1, min(int(memory / bytes_per_point), SAMPLES_AT_ONCE[on_cpu] // samples))

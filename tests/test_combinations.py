@@ -342,10 +342,11 @@ def test_a_failing_point_is_named_and_the_rest_resumes_to_the_same_bits(
         Scene(combination.device).evaluate(combination, executors, **options)
     assert caught.value.__notes__ == ["landscape_lib.evaluate: at point 3 (alpha=1)"]
     if combination.executor == "none":
-        with xr.open_dataset(store, engine="h5netcdf") as kept:
-            chunks = {"loop": 1 if combination.device == "cpu" else 16, "vmap": CHUNK}
-            points = 3 - 3 % chunks[combination.method]
-            assert kept.done.values.tolist() == [1] * points + [0] * (5 - points)
+        chunk = CHUNK if combination.method == "vmap" else 1
+        if combination.device == "cpu":  # a GPU's loop is given all points before it fails
+            with xr.open_dataset(store, engine="h5netcdf") as kept:
+                points = 3 - 3 % chunk
+                assert kept.done.values.tolist() == [1] * points + [0] * (5 - points)
     else:  # a thread may still be at the next point, drawing from the stream of all
         executors[combination.executor].submit(int).result()
     marker.unlink()

@@ -18,7 +18,7 @@ import landscape_lib as ll
 @pytest.fixture(scope="module")
 def trained():
     """A small network on digits, a line through it, and the loss on all of the training set."""
-    data = ll.data.load("digits", "train", dtype=torch.float64)
+    data = ll.data.load("digits", "train", dtype=torch.float64, device="cpu")
     model = ll.models.mlp(64, hidden=(16,), seed=0).double()
     start = ll.weights_of(model)
     ll.train(model, data, torch.optim.Adam(model.parameters(), lr=1e-2), epochs=5)

@@ -49,14 +49,20 @@ def test_points_share_half_of_the_free_memory(monkeypatch: pytest.MonkeyPatch) -
     assert points_at_once(Workload(1.0, 1e9), 1_000, 100, GPU) == 1
 
 
+@pytest.mark.parametrize("device", [CPU, GPU])
+def test_points_of_little_work_are_not_taken_all_together(device: torch.device) -> None:
+    assert 100 < points_at_once(Workload(1.0, 4.0), 10, 100, device) < 10_000
+
+
 @pytest.mark.parametrize(
     ("device", "flops", "policy", "expected"),
     [
         (CPU, 1e3, "frozen", "vmap"),
         (CPU, 1e9, "frozen", "loop"),
         (CPU, 1e3, "reestimated", "loop"),
-        (GPU, 1e9, "batch", "vmap"),
-        (GPU, 1e9, "reestimated", "loop"),
+        (GPU, 1e7, "batch", "vmap"),
+        (GPU, 1e8, "batch", "loop"),
+        (GPU, 1e3, "reestimated", "loop"),
     ],
 )
 def test_method_follows_device_and_work(
