@@ -19,9 +19,10 @@ from torch.utils._pytree import tree_map
 from landscape_lib.graphs import is_relu, plain_layers, trace
 from landscape_lib.trials import cloned, move_somewhere, same_output
 
-# The units that multiply matrices in 16 bits read so many channels at a time. With fewer, as images
-# have, a convolution runs on others, which are slower.
+# In 16 bits cuDNN is fast with multiples of 8 channels. Measured on an H100, images of 3 and 4
+# channels gain from channels of zeros (1.1 to 5 times as fast), those of one lose.
 CHANNELS = 8
+FEWEST_CHANNELS = 3
 
 _SUMS = (operator.add, operator.iadd, torch.add)
 
@@ -35,7 +36,7 @@ class ConvolutionReLU(nn.Conv2d):
         if torch.is_autocast_enabled(x.device.type):  # which does not know these kernels
             dtype = torch.get_autocast_dtype(x.device.type)
         x, weight = x.to(dtype), self.weight.to(dtype)
-        if dtype.itemsize == 2 and self.groups == 1:
+        if dtype.itemsize == 2 and self.groups == 1 and self.in_channels >= FEWEST_CHANNELS:
             x, weight = _more_channels(x), _more_channels(weight)
         bias = None if self.bias is None else self.bias.to(dtype)
         shape: Any = (self.stride, self.padding, self.dilation, self.groups)

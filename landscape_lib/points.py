@@ -26,10 +26,11 @@ from landscape_lib.batches import (
     reads_channels_last,
     split,
 )
-from landscape_lib.folding import Folded, can_fold, load
+from landscape_lib.folding import can_fold
 from landscape_lib.layout import Layout
 from landscape_lib.measures import Measures
 from landscape_lib.precision import at_least_float32
+from landscape_lib.prepared import Prepared
 from landscape_lib.slices import Slice
 from landscape_lib.trials import cloned, habits, output_of
 from landscape_lib.weights import Weights
@@ -71,6 +72,7 @@ class Points:
         self.seed = seed
         self.policy = policy
         self._cut = self._fuse = False
+        self._ready: Prepared | None = None
         self._probe = copy.deepcopy(model).train(training).requires_grad_(False)
         batchnorm.follow_running_statistics(self._probe)
         if policy == "batch":
@@ -122,9 +124,10 @@ class Points:
         self._calibration = self.lay_out(self._calibration)
         # Under vmap these kernels have no rule; products of 64 bits they do not have.
         if fusing.available(self.device) and method == "loop" and computed.itemsize <= 4:
-            load(self._forward, self._folded_at(self._flat, self._fixed))
-            self._fuse = self._run(fusing.can_fuse, self._forward, self._example)
-            self._tie()
+            ready = self._prepared
+            ready.load(self._layout.views(self._flat) | self._fixed)
+            self._fuse = self._run(fusing.can_fuse, ready.module, self._example)
+            self._ready = None
 
     def _store(self, channels_last: bool) -> None:
         self._layout = Layout(dict(self._probe.named_parameters()), channels_last)
@@ -150,21 +153,20 @@ class Points:
         self._flat = self._layout.flatten(self._parameters)
         for name, view in self._layout.views(self._flat).items():
             self._parameters[name].data = view
+        self._ready = None
+
+    @property
+    def _prepared(self) -> Prepared:
         # Made anew in every process: a traced model does not travel well.
-        self._folded = Folded(self._probe) if self._foldable else None
-        self._forward = self._folded.module.to(self.dtype) if self._folded else self._probe
-        found = first_layer.cut(self._forward) if self._cut else None
-        self._forward = found.rest if found else self._forward
-        joined = fusing.fused(self._forward) if self._fuse else None
-        self._forward = joined or self._forward
-        # All names of what is shared: the model and its graph may each list another one first.
-        self._present = {n for n, _ in self._forward.named_parameters(remove_duplicate=False)}
-        self._present |= {n for n, _ in self._forward.named_buffers(remove_duplicate=False)}
+        if self._ready is None:
+            settings = (self._foldable, self._cut, self._fuse)
+            self._ready = Prepared(self._probe, self.dtype, *settings)
+        return self._ready
 
     def __getstate__(self) -> dict[str, Any]:
         # A view is pickled with all of its storage: parameters travel as tensors of their own.
         state = vars(self) | {"_probe": copy.deepcopy(self._probe)}
-        for name in ("_parameters", "_flat", "_folded", "_forward", "_present"):
+        for name in ("_parameters", "_flat", "_ready"):
             del state[name]
         for parameter in state["_probe"].parameters():
             parameter.data = parameter.data.clone()
@@ -241,11 +243,7 @@ class Points:
             statistics = self._to_precise(batchnorm.statistics_of(self._probe))
         elif statistics is not None:
             batchnorm.load_statistics(self._probe, statistics)
-        if self._folded:
-            load(self._forward, self._folded_at(vector, statistics or self._fixed))
-
-    def _folded_at(self, vector: Tensor, statistics: Weights) -> Weights:
-        return self._folded.weights(self._layout.views(vector) | statistics) if self._folded else {}
+        self._prepared.load(self._layout.views(vector) | (statistics or self._fixed))
 
     def with_reference(
         self, groups: list[Group], measures: Measures, weights: Weights
@@ -267,11 +265,10 @@ class Points:
         """
         passes = [x for stage in stages for group in stage for x in group.passes]
         basis = [self._layout.views(vector) for vector in self._basis]
-        outputs = first_layer.outputs(self._forward, passes, basis, len(self.slice))
+        outputs = first_layer.outputs(self._prepared.module, passes, basis, len(self.slice))
         if outputs is None:
             return stages
-        self._cut = True
-        self._tie()
+        self._cut, self._ready = True, None
         left = iter(outputs)
         return [
             [replace(g, passes=tuple(islice(left, len(g.passes)))) for g in stage]
@@ -283,7 +280,7 @@ class Points:
         return first_layer.combine(coefficients, x).to(self.dtype) if self._cut else x
 
     def _output(self, passes: Iterable[Any]) -> Any:
-        return _joined([self._run(self._forward, x) for x in passes])
+        return _joined([self._run(self._prepared.module, x) for x in passes])
 
     def _by_loop(self, index: int, groups: list[Group], measures: Measures) -> Tensor:
         coefficients = self._coefficients(np.array([index]))
@@ -303,15 +300,16 @@ class Points:
         if self.policy == "interpolated":
             statistics = self._statistics_at(coefficients)
         torch.manual_seed(self.seed)
+        ready = self._prepared
 
         def at_point(
             coefficients: Tensor, vector: Tensor, statistics: Weights, group: Group
         ) -> Tensor:
-            found = self._layout.views(vector) | statistics
-            found |= self._folded_at(vector, statistics or self._fixed)
-            weights = {n: t.to(self.dtype) for n, t in found.items() if n in self._present}
+            found = self._layout.views(vector) | (statistics or self._fixed)
+            found |= ready.folded(found)
+            weights = {n: t.to(self.dtype) for n, t in found.items() if n in ready.names}
             inputs = (self._input(x, coefficients) for x in group.passes)
-            outputs = [self._run(functional_call, self._forward, weights, (x,)) for x in inputs]
+            outputs = [self._run(functional_call, ready.module, weights, (x,)) for x in inputs]
             return measures.sums(_joined(outputs), group.y, group.size, group.reference)
 
         at_points = vmap(at_point, in_dims=(0, 0, 0, None), randomness="same")
