@@ -169,6 +169,16 @@ def split(batch: Batch, size: int) -> list[Batch]:
     return [part(start) for start in range(0, batch.size, size)]
 
 
+def first_batches(batches: list[Batch], samples: int) -> list[Batch]:
+    """Return batches until they hold so many samples; the last one is cut."""
+    chosen: list[Batch] = []
+    for batch in batches:
+        left = samples - sum(b.size for b in chosen)
+        if left > 0:
+            chosen += split(batch, left)[:1]
+    return chosen
+
+
 def first_samples(x: Any) -> Any:
     """Return at most two samples of nested inputs."""
     return tree_map(lambda leaf: leaf[:2] if is_batch(leaf) else leaf, x)

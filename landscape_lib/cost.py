@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from landscape_lib.batches import Batch, check_count, move, read_batches
+from landscape_lib.precision import check_dtype
 from landscape_lib.slices import Slice
 from landscape_lib.weights import check_like, weights_of
 from landscape_lib.workload import workload
@@ -98,8 +99,7 @@ def cost(
         raise TypeError(f"slice: expected a Line, Plane or Slice, got {type(slice).__name__}")
     check_like(slice.origin, weights_of(model), "slice", "the model's parameters")
     check_count("batch_size", batch_size)
-    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-        raise ValueError(f"dtype: expected a floating-point torch.dtype, got {dtype!r}")
+    check_dtype(dtype)
     if gpu is not None and gpu not in PEAK_TERAFLOPS:
         raise ValueError(f"gpu: expected one of {tuple(PEAK_TERAFLOPS)}, got {gpu!r}")
     batches, total = read_batches(data, samples, batch_size, 0)

@@ -21,6 +21,7 @@ from landscape_lib import precision, runtime
 from landscape_lib.batches import (
     Batch,
     check_count,
+    first_batches,
     first_samples,
     group,
     read_batches,
@@ -31,6 +32,7 @@ from landscape_lib.batchnorm import check_policy, check_statistics, clamped
 from landscape_lib.fingerprint import describe_callable, describe_model, digest, to_json
 from landscape_lib.measures import Measure, Measures, mean_and_error
 from landscape_lib.points import Indices, Points
+from landscape_lib.precision import check_dtype
 from landscape_lib.slices import FloatArray, Slice
 from landscape_lib.task import Task, choose_method, run_all
 from landscape_lib.weights import Weights, check_like, weights_of
@@ -91,7 +93,8 @@ def evaluate(
             ``"batch"``: those of each batch, so that the result depends on ``batch_size``.
         statistics: for ``"interpolated"``: one dictionary per vector of the slice's basis, for a
             line between two models ``[batchnorm.statistics_of(first), ...of(second)]``.
-        calibration_samples: for ``"reestimated"``: size of the fixed random subset.
+        calibration_samples: for ``"reestimated"``: size of the fixed random subset; of an iterable
+            the first samples are taken.
         dtype: compute dtype of weights and inputs, for example ``torch.float64``; the model's own
             by default. With 16 bits on an accelerator weights and inputs are float32, and the model
             runs under ``torch.autocast``: products are in ``dtype``, normalisation and softmax in
@@ -154,10 +157,9 @@ def evaluate(
         raise TypeError(f"executor: expected a concurrent.futures.Executor, got {_kind(executor)}")
     if store is not None and not isinstance(store, (str, os.PathLike)):
         raise TypeError(f"store: expected the path of a file, got {_kind(store)}")
-    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-        raise ValueError(f"dtype: expected a floating-point torch.dtype, got {dtype!r}")
+    check_dtype(dtype)
     if tolerance is not None:
-        _check_tolerance(tolerance)
+        _check_tolerance(tolerance, batchnorm)
     if reference is not None:
         check_like(reference, weights, "reference", "the model's parameters")
         if batchnorm == "interpolated":
@@ -174,9 +176,10 @@ def evaluate(
         used = sum(batch.size for stage in read for batch in stage)
         population = total if population is None else _check_population(population, used)
         calibration: list[Batch] = []
-        if batchnorm == "reestimated":
-            most = min(calibration_samples, total) if hasattr(data, "x") else None
-            calibration, _ = read_batches(data, most, size, seed)
+        if batchnorm == "reestimated" and hasattr(data, "x"):
+            calibration, _ = read_batches(data, min(calibration_samples, total), size, seed)
+        elif batchnorm == "reestimated":
+            calibration = first_batches(read[0], calibration_samples)
         example = first_samples(read[0][0].x)
         at = Points(model, slice, example, dtype, training, seed, batchnorm, along, calibration)
         read = [at.lay_out(stage) for stage in read]
@@ -282,7 +285,12 @@ def _check_population(value: Any, used: int) -> float:
     return float(value)
 
 
-def _check_tolerance(value: Any) -> None:
+def _check_tolerance(value: Any, batchnorm: str) -> None:
+    if batchnorm == "batch":
+        raise ValueError(
+            "tolerance: takes more and more samples in batches of its own, on which the result "
+            "depends with batchnorm='batch': give samples= instead"
+        )
     if not isinstance(value, Real) or not float(value) > 0:
         raise ValueError(f"tolerance: expected a number above 0, got {value!r}")
 

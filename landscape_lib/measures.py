@@ -149,15 +149,17 @@ def mean_and_error(
         population: N; ``math.inf`` for the distribution that the data came from.
 
     Returns:
-        Means and standard errors, shape (...).
+        Means and standard errors, shape (...). Where a part of the population all has one value,
+        as hits of a good model have, its spread says nothing: the error is NaN.
     """
     n = np.asarray(samples, dtype=np.float64)
     with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
         mean = sums[..., 0] / n
         correction = 1.0 if math.isinf(population) else (population - n) / max(population - 1, 1)
         variance = (sums[..., 1] - n * mean**2) / (n - 1)
-        # Rounding can leave a tiny negative variance where all samples agree.
-        variance = np.where(variance < 0, 0.0, variance)
+        # Where all samples agree, rounding can leave a tiny variance, negative or positive.
+        noise = 1e-15 * n * mean**2
+        variance = np.where(variance <= noise, np.nan, variance)
         error = np.sqrt(variance / n * correction)
     everything = (n >= population) & np.isfinite(mean)
     return mean, np.where(everything, 0.0, np.where(n > 1, error, np.nan))

@@ -8,13 +8,13 @@ from collections.abc import Mapping
 from numbers import Integral, Real
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from landscape_lib.batches import check_count, read_batches
 from landscape_lib.mpo_cells import METHODS
 from landscape_lib.mpo_span import INITIALIZATIONS, PARAMETRIZATIONS
 from landscape_lib.patterns import Pattern
+from landscape_lib.precision import check_dtype
 from landscape_lib.slices import check_weights
 from landscape_lib.weights import Weights, check_like, count, weights_of
 
@@ -52,9 +52,7 @@ def check_settings(settings: Mapping[str, Any]) -> None:
     for name in ("clip", "stop_gap"):
         if settings[name] is not None:
             _check_number(name, settings[name], above=0)
-    dtype = settings["dtype"]
-    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-        raise ValueError(f"dtype: expected a floating-point torch.dtype, got {dtype!r}")
+    check_dtype(settings["dtype"])
 
 
 def check_inputs(

@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 HALF = (torch.bfloat16, torch.float16)
+FLOATS = (torch.float64, torch.float32, *HALF)
 
 _IN_FLOAT32 = {
     *(F.batch_norm, F.instance_norm, F.layer_norm, F.group_norm, F.rms_norm),
@@ -38,6 +39,15 @@ _PLACES: dict[str, tuple[Any, Any]] = {
 }
 
 Products = Mapping[str, tuple[str, ...]]
+
+
+def check_dtype(dtype: Any) -> None:
+    """Raise a ``ValueError`` unless one can compute in ``dtype``, or it is ``None``."""
+    if dtype is not None and dtype not in FLOATS:
+        names = ", ".join(map(str, FLOATS))
+        raise ValueError(
+            f"dtype: expected a floating-point torch.dtype, got {dtype!r} (known are {names})"
+        )
 
 
 def float32_products(device: torch.device) -> str:

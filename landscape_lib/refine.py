@@ -18,6 +18,10 @@ from landscape_lib.slices import Line, Plane
 # good neighbours.
 GAIN = 4.0
 
+# A prediction and a value that were measured on some samples differ by chance: by three standard
+# errors of their difference in one of 400 cases.
+NOISE = 3 * 2**0.5
+
 
 def refine(
     model: nn.Module,
@@ -34,8 +38,11 @@ def refine(
     Every ``coarsest``-th grid point is measured first. Then the spacing is halved again and again.
     Halfway points are predicted by cubic interpolation; they are measured where a neighbour was
     mispredicted one level before by so much that halving the spacing will not bring the error below
-    ``error``, and interpolated elsewhere. At last a fixed random tenth as many points as were
-    measured, from those that were not, is measured to tell how large the interpolation error is.
+    ``error``, and interpolated elsewhere. At last a random tenth as many points as were measured,
+    from those that were not, is measured to tell how large the interpolation error is. If one of
+    them was mispredicted by more than ``error`` (and more than its standard error explains), all
+    points around it are measured, and others are drawn, until all that were drawn last are
+    predicted well enough.
 
     Args:
         model: as for ``evaluate``.
@@ -50,9 +57,8 @@ def refine(
     Returns:
         Like the result of ``evaluate``: measured where ``measured`` is true, interpolated
         elsewhere (standard errors are NaN there). Attributes: ``refine_measured`` (number of
-        points), ``refine_error`` (the largest interpolation error on the held-out points; NaN if
-        everything was measured) and ``refine_reached`` (1 if that is at most ``error``, or if
-        everything was measured, else 0: then the coarsest grid has missed something).
+        points) and ``refine_error`` (the largest interpolation error on the points that were drawn
+        last; NaN if everything was measured).
 
     Raises:
         TypeError: ``slice`` has no grid, or ``points`` are given.
@@ -61,7 +67,7 @@ def refine(
     """
     if not isinstance(slice, (Line, Plane)):
         raise TypeError(f"slice: expected a Line or a Plane, got {type(slice).__name__}")
-    _check(error, coarsest, options)
+    _check(error, coarsest, variable, options)
     measured = np.zeros(slice.shape, dtype=bool)
     surprising = np.ones(slice.shape, dtype=bool)
     spacing, dataset = coarsest, None
@@ -88,17 +94,27 @@ def refine(
         surprising = _near(wanted & ~(missed <= GAIN * error), spacing)
         spacing //= 2
     assert dataset is not None
-    filled = _filled(model, slice, data, dataset, measured, variable, options)
-    return filled.assign_attrs(refine_reached=int(not filled.attrs["refine_error"] > error))
+    rest = slice, data, options
+    dataset, largest = _check_around(model, *rest, dataset, measured, variable, error, coarsest)
+    for name in dataset.data_vars:
+        if not str(name).endswith("_se") and name != "samples":
+            dataset[name] = (slice.dims, _interpolated(dataset[name].values, measured, 1))
+    dataset["measured"] = (slice.dims, measured)
+    return dataset.assign_attrs(refine_measured=int(measured.sum()), refine_error=largest)
 
 
-def _check(error: Any, coarsest: Any, options: dict[str, Any]) -> None:
+def _check(error: Any, coarsest: Any, variable: Any, options: dict[str, Any]) -> None:
     if not isinstance(error, Real) or not float(error) > 0:
         raise ValueError(f"error: expected a number above 0, got {error!r}")
     if not isinstance(coarsest, Integral) or coarsest < 1 or coarsest & (coarsest - 1):
         raise ValueError(f"coarsest: expected a power of 2, got {coarsest!r}")
     if "points" in options:
         raise TypeError("points: refine chooses them itself, got some")
+    names = ["loss", *(options.get("metrics") or ["accuracy"])]
+    if options.get("reference") is not None:
+        names += [f"{name}_difference" for name in names]
+    if variable not in names:
+        raise ValueError(f"variable: expected one of {names}, got {variable!r}")
 
 
 def _axis(length: int, spacing: int) -> NDArray[np.int64]:
@@ -153,31 +169,46 @@ def _merge(old: xr.Dataset, fresh: xr.Dataset, wanted: NDArray[np.bool_]) -> xr.
     return old.assign(merged).assign_attrs(fresh.attrs | spent)
 
 
-def _filled(
+def _check_around(
     model: nn.Module,
     slice: Line | Plane,
     data: Any,
+    options: dict[str, Any],
     dataset: xr.Dataset,
     measured: NDArray[np.bool_],
     variable: str,
-    options: dict[str, Any],
-) -> xr.Dataset:
-    """Interpolate what was not measured, and measure a sample of it to learn the error."""
-    rest = np.flatnonzero(~measured)
-    error = np.nan
-    if rest.size:
+    error: float,
+    coarsest: int,
+) -> tuple[xr.Dataset, float]:
+    """Measure points that were not, and all around those that were mispredicted.
+
+    Returns:
+        The dataset and the largest error of prediction of the points drawn last; ``measured`` is
+        changed in place.
+    """
+    source = np.random.default_rng(0)
+
+    def measure(wanted: NDArray[np.bool_]) -> None:
+        nonlocal dataset
+        fresh = evaluate(model, slice, data, points=np.flatnonzero(wanted), **options)
+        dataset = _merge(dataset, fresh, wanted)
+        measured[wanted] = True
+
+    while (rest := np.flatnonzero(~measured)).size:
         guess = _interpolated(dataset[variable].values, measured, 1)
-        count = min(rest.size, max(8, int(measured.sum()) // 10))
-        held_out = np.sort(np.random.default_rng(0).choice(rest, count, replace=False))
-        checked = np.zeros(slice.shape, dtype=bool)
-        checked.flat[held_out] = True
-        fresh = evaluate(model, slice, data, points=held_out, **options)
-        error = float(np.abs(fresh[variable].values[checked] - guess[checked]).max())
-        dataset = _merge(dataset, fresh, checked)
-        measured = measured | checked
-        for name in dataset.data_vars:
-            if not str(name).endswith("_se") and name != "samples":
-                values = _interpolated(dataset[name].values, measured, 1)
-                dataset[name] = (dataset[name].dims, values)
-    dataset["measured"] = (slice.dims, measured)
-    return dataset.assign_attrs(refine_measured=int(measured.sum()), refine_error=error)
+        drawn = source.choice(rest, min(rest.size, max(8, int(measured.sum()) // 10)), False)
+        wanted = np.zeros(slice.shape, dtype=bool)
+        wanted.flat[drawn] = True
+        measure(wanted)
+        found = dataset[variable].values
+        with np.errstate(invalid="ignore"):
+            missed = np.where(found == guess, 0.0, np.abs(found - guess))[wanted]
+        noise = np.nan_to_num(dataset[f"{variable}_se"].values[wanted])
+        mispredicted = wanted.copy()
+        mispredicted[wanted] = ~(missed <= error + NOISE * noise)  # NaN is
+        if not mispredicted.any():
+            return dataset, float(missed.max())
+        around = _near(mispredicted, max(1, coarsest // 2)) & ~measured
+        if around.any():
+            measure(around)
+    return dataset, np.nan

@@ -11,6 +11,7 @@ large to rewrite.
 from __future__ import annotations
 
 import os
+import tempfile
 import time
 from pathlib import Path
 
@@ -18,11 +19,11 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from landscape_lib.fingerprint import Fingerprint, differences, from_json, to_json
+from landscape_lib.fingerprint import Fingerprint, differences, digest, from_json, to_json
 from landscape_lib.runtime import atomic_path, remove_abandoned
 from landscape_lib.surface_journal import Journal
 
-FORMAT = "landscape_lib surface store 1"
+FORMAT = "landscape_lib surface store 2"
 SECONDS_BETWEEN_SAVES = 2.0
 
 
@@ -49,6 +50,7 @@ class SurfaceStore:
     Raises:
         StoreMismatch: the file or its journal exists and has another fingerprint, or cannot be
             read. Both are left as they are.
+        OSError: on entering the block: the folder cannot be written to.
     """
 
     def __init__(
@@ -74,6 +76,11 @@ class SurfaceStore:
 
     def __enter__(self) -> SurfaceStore:
         remove_abandoned(self.path)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=self.path.parent).close()
+        except OSError as error:
+            raise type(error)(f"store: {self.path.parent} cannot be written to: {error}") from error
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -112,7 +119,11 @@ class SurfaceStore:
                 "done": ("point", self.done.astype(np.int8)),
             },
             coords={"variable": list(self.variables)},
-            attrs={"format": FORMAT, "fingerprint": to_json(self.fingerprint)},
+            attrs={
+                "format": FORMAT,
+                "fingerprint": to_json(self.fingerprint),
+                "digest": digest([self.values, self.done]),
+            },
         )
         with atomic_path(self.path) as temporary:
             # With checksums, so that a bit that has flipped on the disk is found.
@@ -129,7 +140,9 @@ class SurfaceStore:
             if dataset.attrs.get("format") != FORMAT:
                 raise ValueError("it is not a surface store")
             stored = from_json(dataset.attrs["fingerprint"])
-            values, done = dataset["values"].values, dataset["done"].values
+            values, done = dataset["values"].values, dataset["done"].values.astype(bool)
+            if dataset.attrs["digest"] != digest([values, done]):
+                raise ValueError("its values are not those that were written")
             variables = tuple(dataset["variable"].values.tolist())
         except Exception as error:
             raise StoreMismatch(
@@ -143,7 +156,7 @@ class SurfaceStore:
                 f"{', '.join(changed) or 'variables'} differ(s); "
                 f"it was left untouched: move it away or choose another path"
             )
-        self.values, self.done = values, done.astype(bool)
+        self.values, self.done = values, done
 
     def _read_journal(self) -> None:
         try:

@@ -333,6 +333,16 @@ CASES: dict[str, Case] = {
         ValueError,
         "dtype: expected a floating-point torch.dtype, got torch.int32",
     ),
+    "evaluate: dtype in which nothing can be computed": (
+        lambda: evaluate(dtype=torch.float8_e4m3fn),
+        ValueError,
+        "dtype: expected a floating-point torch.dtype, got torch.float8_e4m3fn .*torch.bfloat16",
+    ),
+    "evaluate: tolerance with batches of its own": (
+        lambda: evaluate(tolerance=0.1, batchnorm="batch"),
+        ValueError,
+        "tolerance: .* depends with batchnorm='batch': give samples= instead",
+    ),
     "evaluate: chunks of no points": (
         lambda: evaluate(chunk_size=0),
         ValueError,

@@ -58,6 +58,18 @@ def test_reestimated_averages_over_the_calibration_batches():
         assert float(got.loss.sel(alpha=alpha, beta=0)) == pytest.approx(expected, rel=1e-10)
 
 
+def test_reestimated_takes_the_first_samples_of_an_iterable_and_reads_it_once():
+    model, data = build()
+    plane = make_plane(model)
+    batches = zip(data.x.split(5), data.y.split(5), strict=True)
+    got = ll.evaluate(model, plane, batches, batchnorm="reestimated", calibration_samples=12)
+    for alpha in plane.alphas:
+        moved = moved_copy(model, plane, alpha, 0.25)
+        batchnorm.reestimate(moved, data.x[:12].split(5))
+        expected = F.cross_entropy(moved(data.x), data.y).item()
+        assert float(got.loss.sel(alpha=alpha, beta=0.25)) == pytest.approx(expected, rel=1e-10)
+
+
 def two_models():
     first, data = build()
     second = copy.deepcopy(first)

@@ -37,6 +37,16 @@ def test_stated_intervals_cover_the_value_of_all_data_as_often_as_they_claim(tra
     assert 0.85 <= (hits / runs).min() and 0.90 <= (hits / runs).mean() <= 0.99
 
 
+def test_a_subset_that_all_agrees_states_no_error(trained):
+    model, line, data, _ = trained
+    always = {"always": lambda output, target: torch.ones(len(target)).double() / 3}
+    got = ll.evaluate(model, line, data, metrics=always, samples=200)
+    np.testing.assert_allclose(got["always"], 1 / 3)
+    assert got["always_se"].isnull().all() and (got.loss_se > 0).all()
+    full = ll.evaluate(model, line, data, metrics=always)
+    assert (full["always_se"] == 0).all()
+
+
 def test_tolerance_is_met_with_no_more_samples_than_needed(trained):
     model, line, data, full = trained
     got = ll.evaluate(model, line, data, tolerance=0.02)
@@ -181,7 +191,7 @@ def test_paired_differences_are_those_of_the_same_samples(trained, method):
     assert float(here.loss_difference_se) < 0.3 * unpaired
     at_itself = got.sel(alpha=1)
     assert abs(float(at_itself.loss_difference)) < 1e-12
-    assert float(at_itself.loss_difference_se) < 1e-9
+    assert not float(at_itself.loss_difference_se) > 1e-9  # NaN where all differences are 0
     assert got.loss.equals(ll.evaluate(model, line, data, samples=300, method=method).loss)
 
 

@@ -314,7 +314,7 @@ def test_a_tolerance_is_not_met_by_a_few_samples_that_agree() -> None:
         assert found.accuracy_se.item() > 0 or found.samples.item() == 1000
 
 
-def test_refinement_that_missed_something_says_so() -> None:
+def test_refinement_goes_on_where_the_first_grid_saw_nothing() -> None:
     class Waves(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -328,10 +328,33 @@ def test_refinement_that_missed_something_says_so() -> None:
     direction = {"place": torch.ones(1, dtype=torch.float64)}
     options: dict[str, Any] = {"loss": F.l1_loss, "error": 0.01}
     blind = ll.Line(ll.weights_of(model), direction, torch.linspace(-1, 1, 65).tolist())
-    missed = ll.refine(model, blind, data, **options)
-    assert missed.attrs["refine_error"] > 0.01 and missed.attrs["refine_reached"] == 0
-    fine = ll.refine(model, blind, data, coarsest=2, **options)
-    assert fine.attrs["refine_reached"] == 1
+    full = ll.evaluate(model, blind, data, loss=F.l1_loss)
+    assert float(full.loss[::8].max() - full.loss[::8].min()) < 1e-9  # what the first grid sees
+    for coarsest in (8, 2):
+        got = ll.refine(model, blind, data, coarsest=coarsest, **options)
+        assert not got.attrs["refine_error"] > 0.01
+        assert float(abs(got.loss - full.loss).max()) < 0.03
+
+
+def test_refinement_measures_around_a_value_that_is_not_finite() -> None:
+    class Pole(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.place = nn.Parameter(torch.zeros(1, dtype=torch.float64))
+
+        def forward(self, x: Tensor) -> Tensor:
+            hole = torch.where((self.place - 0.4).abs() < 0.1, torch.nan, 1.0)
+            return (2 + self.place) * hole * x
+
+    data = SimpleNamespace(x=torch.ones(4, 1).double(), y=torch.zeros(4, 1).double())
+    model = Pole()
+    direction = {"place": torch.ones(1, dtype=torch.float64)}
+    line = ll.Line(ll.weights_of(model), direction, torch.linspace(-1, 1, 257).tolist())
+    got = ll.refine(model, line, data, loss=F.l1_loss, error=0.01, coarsest=64)
+    full = ll.evaluate(model, line, data, loss=F.l1_loss)
+    finite = full.loss.notnull().values
+    assert 0 < (~finite).sum() < got.refine_measured < 257
+    assert (got.loss.notnull().values <= finite).all()
 
 
 @pytest.mark.parametrize("side, coarsest", [(5, 8), (9, 16), (8, 8), (17, 32)])

@@ -216,3 +216,22 @@ def test_what_a_killed_save_left_is_removed_and_nothing_else(path):
     with opened(path):
         pass
     assert {file.name for file in path.parent.iterdir()} == set(others)
+
+
+def test_values_that_were_not_written_are_refused(path):
+    with opened(path) as store:
+        write(store)
+    with xr.open_dataset(path, engine="h5netcdf") as kept:
+        changed = kept.load()
+    changed["values"][0, 0] = np.nan
+    changed.to_netcdf(path, engine="h5netcdf")
+    with pytest.raises(StoreMismatch, match="not those that were written"):
+        opened(path)
+
+
+@pytest.mark.parametrize("folder", ["a file/there", "a file"])
+def test_a_folder_that_cannot_be_written_to_is_named_before_any_work(tmp_path, folder):
+    (tmp_path / "a file").touch()
+    with pytest.raises(OSError, match="store: .*a file.* cannot be written to"):
+        with opened(tmp_path / folder / "surface.nc"):
+            pass
