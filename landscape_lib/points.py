@@ -282,15 +282,26 @@ class Points:
     def _output(self, passes: Iterable[Any]) -> Any:
         return _joined([self._run(self._prepared.module, x) for x in passes])
 
-    def _by_loop(self, index: int, groups: list[Group], measures: Measures) -> Tensor:
+    def run_at(self, index: int, batch: Batch) -> Any:
+        """Return the output at a point."""
+        with torch.no_grad():
+            self._go_to(index)
+            return self._output([batch.x])
+
+    def _go_to(self, index: int) -> Tensor:
+        """Move to a point and return its coefficients, shape (m,)."""
         coefficients = self._coefficients(np.array([index]))
         statistics = None
         if self.policy == "interpolated":
             statistics = {n: t[0] for n, t in self._statistics_at(coefficients).items()}
         self._move_to((coefficients @ self._basis)[0], statistics)
+        return coefficients[0]
+
+    def _by_loop(self, index: int, groups: list[Group], measures: Measures) -> Tensor:
+        coefficients = self._go_to(index)
         parts = []
         for g in groups:
-            output = self._output(self._input(x, coefficients[0]) for x in g.passes)
+            output = self._output(self._input(x, coefficients) for x in g.passes)
             parts.append(measures.sums(output, g.y, g.size, g.reference))
         return torch.stack(parts).sum(0)
 

@@ -295,7 +295,7 @@ def test_not_finite_stays_not_finite(combination, executors, tmp_path):
         values = np.log(ALPHAS)  # NaN, -inf, and finite
     np.testing.assert_allclose(got["log"], values, rtol=1e-6)
     np.testing.assert_allclose(got.loss, -values, rtol=1e-6)
-    assert np.isnan(got.loss_se[:2]).all() and np.isfinite(got.loss_se[2:]).all()
+    assert np.isnan(got.loss_se).all()  # after them all samples agree, which says nothing
     assert_same_bits(
         Scene(combination.device).evaluate(combination, executors, **options), got
     )  # out of the store

@@ -162,7 +162,15 @@ def test_cost_counts_every_multiplication_once():
     cost = ll.cost(model, line, data, samples=100, gpu="A100")
     assert cost.flops_per_sample == 2 * (64 * 16 + 16 * 10)
     assert cost.flops == 5 * 100 * cost.flops_per_sample
-    assert cost.seconds == pytest.approx(cost.flops / (0.3 * 19.5e12))
+    assert cost.seconds == pytest.approx(cost.flops / (0.2 * 19.5e12))
+    rates = {
+        ("T4", torch.float16): 0.05 * 65e12,
+        ("T4", torch.bfloat16): 0.2 * 8.1e12,  # it has no units for that
+        ("T4", torch.float64): 0.2 * 0.25e12,
+        ("H100", torch.bfloat16): 0.05 * 989e12,
+    }
+    for (gpu, dtype), rate in rates.items():
+        assert ll.cost(model, line, data, gpu=gpu, dtype=dtype).rate == pytest.approx(rate)
     here = ll.cost(model, line, data)
     assert here.samples == 360 and here.seconds > 0 and "points" in str(here)
     with pytest.raises(ValueError, match="gpu: expected one of .*'T4'.*got 'abacus'"):
