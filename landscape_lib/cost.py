@@ -127,7 +127,7 @@ def cost(
             )
         if batch_size is None and hasattr(data, "x"):
             batches, _ = read_batches(data, samples, fastest_batch(at.work, at.device), 0)
-        at.choose_layout("loop")
+        at.choose("loop")
         batch = at.lay_out(batches[:1])[0]
         seconds = _seconds(at, batch) / batch.size * used * len(slice)
         rate = per_sample * used * len(slice) / seconds

@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
-from numbers import Real
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,6 @@ from torch import nn
 from landscape_lib import precision, runtime
 from landscape_lib.batches import (
     Batch,
-    check_count,
     first_batches,
     first_samples,
     group,
@@ -28,17 +27,15 @@ from landscape_lib.batches import (
     read_stages,
     split,
 )
-from landscape_lib.batchnorm import check_policy, check_statistics, clamped
+from landscape_lib.batchnorm import check_statistics, clamped
 from landscape_lib.fingerprint import describe_callable, describe_model, digest, to_json
 from landscape_lib.measures import Measure, Measures, mean_and_error
-from landscape_lib.points import Indices, Points
-from landscape_lib.precision import check_dtype
+from landscape_lib.points import Points
+from landscape_lib.settings import check_points, check_population, check_settings
 from landscape_lib.slices import FloatArray, Slice
 from landscape_lib.task import Task, choose_method, run_all
-from landscape_lib.weights import Weights, check_like, weights_of
+from landscape_lib.weights import Weights
 from landscape_lib.workload import DEFAULT_BATCH, fastest_batch
-
-METHODS = ("auto", "loop", "vmap")
 
 # Samples on which model, loss and metrics are tried before any work.
 TRIED = 32
@@ -98,7 +95,9 @@ def evaluate(
         dtype: compute dtype of weights and inputs, for example ``torch.float64``; the model's own
             by default. With 16 bits on an accelerator weights and inputs are float32, and the model
             runs under ``torch.autocast``: products are in ``dtype``, normalisation and softmax in
-            float32 (see ``precision``). Sums over samples are always float64.
+            float32 (see ``precision``). Whether products of float32 may be rounded to TF32 is
+            torch's setting, here and on workers; the attribute ``float32_products`` says so. Sums
+            over samples are always float64.
         method: ``"loop"`` goes point by point, ``"vmap"`` runs ``chunk_size`` points at once: same
             numbers up to rounding. ``"auto"`` takes ``"vmap"`` where launching small operations
             costs more than the arithmetic (see ``task.choose_method``) and the model allows it;
@@ -117,13 +116,15 @@ def evaluate(
             smaller than those of the two values apart, since both see the same samples. Batch norm
             keeps the statistics that ``batchnorm`` gives the model: not those of another one.
         batch_size: samples per forward pass (ignored if ``data`` comes in batches). ``None`` means
-            512, or on a CPU as many as keep the activations in its caches; always 512 where the
-            result depends on it: batch norm measures batches, or the loss gives only means of them.
+            512 under ``vmap`` and where the result depends on it: batch norm measures batches, or
+            the loss gives only means of them. Else it means as many as are fastest: on a CPU those
+            whose activations its caches hold, on an accelerator up to 16,384.
         chunk_size: points per ``vmap`` call; chosen if ``None``.
-        training: run in training mode (dropout active, the same masks at every point). Batch norm
-            follows ``batchnorm`` all the same.
+        training: run in training mode (dropout active, the same masks at every point; on a GPU
+            ``"vmap"`` draws others than ``"loop"``). Batch norm follows ``batchnorm`` all the same.
         store: path of a file to which finished points are written; resumes from it if it exists.
-            A process that is killed loses only what it was computing; see ``surface_store``.
+            A process that is killed loses only what it was computing. ``xarray.open_dataset`` shows
+            at any time what is known of the surface; see ``surface_store``.
         executor: run chunks of points on its workers; see ``distribute``. Two threads of one
             process must not evaluate at the same time: random numbers and tracing are shared.
         progress: show a progress bar if it takes longer than two seconds.
@@ -131,50 +132,40 @@ def evaluate(
 
     Returns:
         Dataset with dimensions ``("alpha",)``, ``("alpha", "beta")`` or ``("point",)`` and the
-        variables ``loss``, ``loss_se``, one pair per metric, and ``samples``. NaN and inf stay.
+        variables ``loss``, ``loss_se``, one pair per metric, and ``samples``. NaN and inf stay. A
+        standard error is NaN where the samples are a part of the population and all agree.
         The attribute ``flops`` is the work of the model as it is written, at all points of the
         result: what ``first_layer`` spares, and points out of the store, count in full.
 
     Raises:
         TypeError, ValueError: bad input, named before any work is done.
+        OSError: ``store`` cannot be written.
         StoreMismatch: ``store`` holds another computation; it is left untouched.
     """
-    if not isinstance(slice, Slice):
-        raise TypeError(f"slice: expected a Line, Plane or Slice, got {_kind(slice)}")
-    weights = weights_of(model)
-    check_like(slice.origin, weights, "slice", "the model's parameters")
-    check_policy(model, batchnorm)
-    _check_choice("method", method, METHODS)
+    settings = {
+        "batchnorm": batchnorm,
+        "calibration_samples": calibration_samples,
+        "dtype": dtype,
+        "method": method,
+        "tolerance": tolerance,
+        "reference": reference,
+        "batch_size": batch_size,
+        "chunk_size": chunk_size,
+        "training": training,
+        "store": store,
+        "executor": executor,
+    }
+    check_settings(model, slice, settings)
     batchnorm, method = str(batchnorm), str(method)  # numpy's strings are no netCDF attributes
-    if method == "vmap" and batchnorm == "reestimated":
-        raise ValueError("method: batchnorm='reestimated' needs 'loop' or 'auto', got 'vmap'")
-    if batch_size is not None:
-        check_count("batch_size", batch_size)
-    check_count("calibration_samples", calibration_samples)
-    if chunk_size is not None:
-        check_count("chunk_size", chunk_size)
-    if executor is not None and not isinstance(executor, Executor):
-        raise TypeError(f"executor: expected a concurrent.futures.Executor, got {_kind(executor)}")
-    if store is not None and not isinstance(store, (str, os.PathLike)):
-        raise TypeError(f"store: expected the path of a file, got {_kind(store)}")
-    check_dtype(dtype)
-    if tolerance is not None:
-        _check_tolerance(tolerance, batchnorm)
-    if reference is not None:
-        check_like(reference, weights, "reference", "the model's parameters")
-        if batchnorm == "interpolated":
-            raise ValueError("reference: has no running statistics, got batchnorm='interpolated'")
-    if not isinstance(training, bool):
-        raise TypeError(f"training: expected True or False, got {training!r}")
     along = check_statistics(model, statistics, batchnorm, len(slice.basis))
-    wanted = _check_points(points, len(slice))
+    wanted = check_points(points, len(slice))
 
     started = time.perf_counter()
     with runtime.isolated_random_state(seed):
         size = batch_size or DEFAULT_BATCH
         read, total = read_stages(data, samples, tolerance, size, seed)
         used = sum(batch.size for stage in read for batch in stage)
-        population = total if population is None else _check_population(population, used)
+        population = total if population is None else check_population(population, used)
         calibration: list[Batch] = []
         if batchnorm == "reestimated" and hasattr(data, "x"):
             calibration, _ = read_batches(data, min(calibration_samples, total), size, seed)
@@ -182,10 +173,10 @@ def evaluate(
             calibration = first_batches(read[0], calibration_samples)
         example = first_samples(read[0][0].x)
         at = Points(model, slice, example, dtype, training, seed, batchnorm, along, calibration)
-        read = [at.lay_out(stage) for stage in read]
         first = read[0][0]
         if hasattr(data, "x"):
             first = split(first, TRIED)[0]
+        first = at.lay_out([first])[0]
         output = at.output_of_model(first)
         targets = [batch.y for stage in read for batch in stage]
         measures = Measures(loss, metrics, output, first.y, first.size, targets)
@@ -199,7 +190,7 @@ def evaluate(
             method = choose_method(model, at.device, at.work, together, batchnorm)
             if method == "vmap" and not at.can_vmap(first, measures):
                 method = "loop"
-        at.choose_layout(method)
+        at.choose(method)
         if free and method == "loop":
             size = best
             read, _ = read_stages(data, samples, tolerance, size, seed)
@@ -231,34 +222,36 @@ def evaluate(
             "tolerance": str((tolerance, population) if tolerance else None),
             "reference": digest(reference),
         }
-        values = run_all(task, wanted, chunk_size, store, executor, fingerprint, progress)
-    attributes = {
-        "fingerprint": to_json(fingerprint),
-        "batchnorm": batchnorm,
-        "dtype": str(dtype or next(iter(weights.values())).dtype).removeprefix("torch.")
-        + (" by autocast" if at.autocast else ""),
-        "method": method,
-        "population": float(population),
-        "seconds": round(time.perf_counter() - started, 3),
-        "flops": float(np.nansum(values[:, -1])) * at.work.flops,
-        "data": getattr(data, "source", type(data).__name__),
-        "device": runtime.device_name(at.device),
-        "versions": json.dumps({"torch": str(torch.__version__), "xarray": xr.__version__}),
-    }
-    if products:
-        attributes["float32_products"] = products
-    if batchnorm == "interpolated":
-        coefficients = torch.from_numpy(slice.coefficients(slice.coordinates))
-        attributes["variance_clamped_points"] = int(clamped(along, coefficients).sum())
-    return _dataset(slice, names, values, float(population), attributes)
+        attributes: dict[str, Any] = {
+            "fingerprint": to_json(fingerprint),
+            "batchnorm": batchnorm,
+            "dtype": str(dtype or at.dtype).removeprefix("torch.")
+            + (" by autocast" if at.autocast else ""),
+            "method": method,
+            "population": float(population),
+            "data": getattr(data, "source", type(data).__name__),
+            "device": runtime.device_name(at.device),
+            "versions": json.dumps({"torch": str(torch.__version__), "xarray": xr.__version__}),
+        }
+        if products:
+            attributes["float32_products"] = products
+        if batchnorm == "interpolated":
+            coefficients = torch.from_numpy(slice.coefficients(slice.coordinates))
+            attributes["variance_clamped_points"] = int(clamped(along, coefficients).sum())
+        surface = partial(_dataset, slice, names, float(population), attributes)
+        values = run_all(task, wanted, chunk_size, store, executor, fingerprint, surface, progress)
+    return surface(values).assign_attrs(
+        seconds=round(time.perf_counter() - started, 3),
+        flops=float(np.nansum(values[:, -1])) * at.work.flops,
+    )
 
 
 def _dataset(
     slice: Slice,
     names: tuple[str, ...],
-    values: FloatArray,
     population: float,
     attributes: dict[str, Any],
+    values: FloatArray,
 ) -> xr.Dataset:
     sums = values[:, :-1].reshape(len(values), len(names), 2)
     mean, error = mean_and_error(sums, values[:, -1:], population)
@@ -272,44 +265,3 @@ def _dataset(
     if not coordinates:
         coordinates = {f"c{k}": ("point", c) for k, c in enumerate(slice.coordinates.T)}
     return xr.Dataset(variables, coords=coordinates, attrs=attributes)
-
-
-def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name}: expected one of {choices}, got {value!r}")
-
-
-def _check_population(value: Any, used: int) -> float:
-    if not isinstance(value, Real) or not float(value) >= used:
-        raise ValueError(f"population: expected at least the {used} samples, got {value!r}")
-    return float(value)
-
-
-def _check_tolerance(value: Any, batchnorm: str) -> None:
-    if batchnorm == "batch":
-        raise ValueError(
-            "tolerance: takes more and more samples in batches of its own, on which the result "
-            "depends with batchnorm='batch': give samples= instead"
-        )
-    if not isinstance(value, Real) or not float(value) > 0:
-        raise ValueError(f"tolerance: expected a number above 0, got {value!r}")
-
-
-def _check_points(points: ArrayLike | None, total: int) -> Indices:
-    if points is None:
-        return np.arange(total)
-    indices = np.asarray(points)
-    if indices.ndim != 1 or indices.size == 0 or indices.dtype.kind not in "iu":
-        raise ValueError(
-            f"points: expected a non-empty one-dimensional array of indices, got {points!r}"
-        )
-    if indices.min() < 0 or indices.max() >= total:
-        raise ValueError(
-            f"points: expected indices from 0 to {total - 1}, "
-            f"got {indices.min()} to {indices.max()}"
-        )
-    return np.unique(indices).astype(np.int64)
-
-
-def _kind(value: Any) -> str:
-    return type(value).__name__

@@ -21,8 +21,10 @@ from landscape_lib.weights import float64
 
 Measure = Callable[[Any, Any], Tensor]
 
-# The names that a dataset of evaluate() has anyway: variables, errors and coordinates.
-_RESERVED = re.compile(r"loss|samples|alpha|beta|point|c\d+|.*_se|.*_difference")
+# The names that a dataset of evaluate(), or its store, has anyway.
+_RESERVED = re.compile(
+    r"loss|samples|alpha|beta|point|c\d+|.*_se|.*_difference|values|done|variable"
+)
 
 
 def accuracy(output: Tensor, target: Tensor) -> Tensor:

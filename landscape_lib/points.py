@@ -105,22 +105,17 @@ class Points:
         self._statistics = [self._to_precise(vector) for vector in statistics]
         self._calibration = list(calibration)
         self._store(channels_last=False)
+        self._choose_layout(self.device.type == "cpu")  # whatever the method
 
     @property
     def count(self) -> int:
         """Number of parameters."""
         return self._layout.count
 
-    def choose_layout(self, method: str) -> None:
-        """Store weights and, from now on, images as the method computes fastest; once."""
+    def choose(self, method: str) -> None:
+        """Store weights, and lay out images, as the method computes fastest; call it once."""
         computed = self.autocast or self.dtype
-        if not self._draws and channels_last_pays(self.device, computed, method):
-            plain = self._run(output_of, self._probe, self._example)
-            reads = lambda x: reads_channels_last(self._probe, x, plain)  # noqa: E731
-            if self._run(reads, self._example):
-                self._store(channels_last=True)
-                if not self._run(reads, self._example):  # the images, but not the filters
-                    self._store(channels_last=False)
+        self._choose_layout(channels_last_pays(self.device, computed, method))
         self._calibration = self.lay_out(self._calibration)
         # Under vmap these kernels have no rule; products of 64 bits they do not have.
         if fusing.available(self.device) and method == "loop" and computed.itemsize <= 4:
@@ -128,6 +123,16 @@ class Points:
             ready.load(self._layout.views(self._flat) | self._fixed)
             self._fuse = self._run(fusing.can_fuse, ready.module, self._example)
             self._ready = None
+
+    def _choose_layout(self, channels_last: bool) -> None:
+        if self._layout.channels_last or not channels_last or self._draws:
+            return
+        plain = self._run(output_of, self._probe, self._example)
+        reads = lambda x: reads_channels_last(self._probe, x, plain)  # noqa: E731
+        if self._run(reads, self._example):
+            self._store(channels_last=True)
+            if not self._run(reads, self._example):  # the images, but not the filters
+                self._store(channels_last=False)
 
     def _store(self, channels_last: bool) -> None:
         self._layout = Layout(dict(self._probe.named_parameters()), channels_last)

@@ -2,7 +2,8 @@
 
 The store is one netCDF file, rewritten whole every two seconds at most and put in place by an
 atomic rename. A surface is small (251 x 251 points with five variables are 2.5 MB), so that costs
-milliseconds; in return the file is readable at every instant, and there is no lock to hang on. What
+milliseconds; in return the file can be opened at every instant, and shows the surface as far as it
+is known, and there is no lock to hang on. What
 was written since is in a journal beside it, ``NAME.journal``, which every save makes empty: when a
 run has ended there is the one file. A chunked format such as Zarr would pay only for surfaces too
 large to rewrite.
@@ -13,6 +14,7 @@ from __future__ import annotations
 import os
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +48,8 @@ class SurfaceStore:
         fingerprint: what the surface is computed from, part by part.
         points: K.
         variables: names of the columns.
+        surface: makes of the values what a reader of the file wants to see beside them; their
+            variables and attributes are not read again.
 
     Raises:
         StoreMismatch: the file or its journal exists and has another fingerprint, or cannot be
@@ -59,8 +63,10 @@ class SurfaceStore:
         fingerprint: Fingerprint,
         points: int,
         variables: tuple[str, ...],
+        surface: Callable[[NDArray[np.float64]], xr.Dataset] | None = None,
     ) -> None:
         self.path = Path(path)
+        self._surface = surface
         self.fingerprint = fingerprint
         self.variables = variables
         self.values = np.full((points, len(variables)), np.nan)
@@ -113,18 +119,16 @@ class SurfaceStore:
 
     def save(self) -> None:
         """Write the file and put it in place; then the journal can go."""
-        dataset = xr.Dataset(
-            {
-                "values": (("point", "variable"), self.values),
-                "done": ("point", self.done.astype(np.int8)),
-            },
-            coords={"variable": list(self.variables)},
-            attrs={
-                "format": FORMAT,
-                "fingerprint": to_json(self.fingerprint),
-                "digest": digest([self.values, self.done]),
-            },
+        dataset = self._surface(self.values) if self._surface else xr.Dataset()
+        dataset = dataset.assign_coords(variable=list(self.variables)).assign(
+            values=(("point", "variable"), self.values),
+            done=("point", self.done.astype(np.int8)),
         )
+        dataset.attrs |= {
+            "format": FORMAT,
+            "fingerprint": to_json(self.fingerprint),
+            "digest": digest([self.values, self.done]),
+        }
         with atomic_path(self.path) as temporary:
             # With checksums, so that a bit that has flipped on the disk is found.
             checked = {name: {"fletcher32": True} for name in ("values", "done")}

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
+import xarray as xr
 from numpy.typing import NDArray
 from torch import nn
 from tqdm import tqdm
@@ -155,6 +156,7 @@ def run_all(
     store: str | os.PathLike[str] | None,
     executor: Executor | None,
     fingerprint: Fingerprint,
+    surface: Callable[[FloatArray], xr.Dataset],
     progress: bool,
 ) -> FloatArray:
     """Run a task at all points, through the store and on the executor if there are any.
@@ -166,6 +168,7 @@ def run_all(
         store: path of the file to resume from.
         executor: on whose workers to run.
         fingerprint: of the computation that the store is for.
+        surface: makes a dataset of the values, for those who open the store.
         progress: show a progress bar.
 
     Returns:
@@ -176,7 +179,7 @@ def run_all(
     columns.append("samples")
     values, pending, kept = np.full((total, len(columns)), np.nan), wanted, None
     if store is not None:
-        kept = SurfaceStore(store, fingerprint, total, tuple(columns))
+        kept = SurfaceStore(store, fingerprint, total, tuple(columns), surface)
         values, pending = kept.values, wanted[~kept.done[wanted]]
     if task.method == "loop":
         # An accelerator works on while the next points are prepared; a CPU gains nothing.

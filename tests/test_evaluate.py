@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+import xarray as xr
 from cases import CASES
 from torch import nn
 
@@ -342,6 +343,26 @@ def test_dropout_in_training_mode_uses_the_same_masks_at_every_point():
     assert float(got.loss[0]) == pytest.approx(float(got.loss[1]), rel=1e-12)
     evaluated = ll.evaluate(model, line, data)
     assert abs(float(evaluated.loss[0] - got.loss[0])) > 1e-3
+
+
+def test_a_store_can_be_opened_as_the_surface_that_it_holds(tmp_path):
+    model, data = CASES["mlp"].build()
+    plane, store = make_plane(model), tmp_path / "surface.nc"
+    few = ll.evaluate(model, plane, data, store=store, points=[0, 3])
+    with xr.open_dataset(store, engine="h5netcdf") as kept:
+        assert kept.loss.equals(few.loss) and kept.loss.dims == ("alpha", "beta")
+        assert int(kept.loss.notnull().sum()) == 2
+    full = ll.evaluate(model, plane, data, store=store)
+    with xr.open_dataset(store, engine="h5netcdf") as kept:
+        for name in full.data_vars:
+            assert kept[name].equals(full[name]), name
+        assert {
+            n: v for n, v in kept.attrs.items() if n in full.attrs
+        }.items() <= full.attrs.items()
+    points = ll.Slice(plane.origin, plane.directions, np.array([[0.0, 1.0], [0.5, 0.5]]))
+    listed = ll.evaluate(model, points, data, store=tmp_path / "points.nc")
+    with xr.open_dataset(tmp_path / "points.nc", engine="h5netcdf") as kept:
+        assert kept.loss.equals(listed.loss)
 
 
 def test_store_resumes_to_the_same_bits(tmp_path):
