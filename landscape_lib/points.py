@@ -105,7 +105,8 @@ class Points:
         self._statistics = [self._to_precise(vector) for vector in statistics]
         self._calibration = list(calibration)
         self._store(channels_last=False)
-        self._choose_layout(self.device.type == "cpu")  # whatever the method
+        if self.device.type == "cpu":  # whatever the method
+            self._choose_layout()
 
     @property
     def count(self) -> int:
@@ -115,7 +116,8 @@ class Points:
     def choose(self, method: str) -> None:
         """Store weights, and lay out images, as the method computes fastest; call it once."""
         computed = self.autocast or self.dtype
-        self._choose_layout(channels_last_pays(self.device, computed, method))
+        if self.device.type != "cpu" and channels_last_pays(self.device, computed, method):
+            self._choose_layout()
         self._calibration = self.lay_out(self._calibration)
         # Under vmap these kernels have no rule; products of 64 bits they do not have.
         if fusing.available(self.device) and method == "loop" and computed.itemsize <= 4:
@@ -124,8 +126,9 @@ class Points:
             self._fuse = self._run(fusing.can_fuse, ready.module, self._example)
             self._ready = None
 
-    def _choose_layout(self, channels_last: bool) -> None:
-        if self._layout.channels_last or not channels_last or self._draws:
+    def _choose_layout(self) -> None:
+        """Store everything channels-last if the model runs on that."""
+        if self._draws:
             return
         plain = self._run(output_of, self._probe, self._example)
         reads = lambda x: reads_channels_last(self._probe, x, plain)  # noqa: E731
