@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from types import SimpleNamespace
 
 import numpy as np
@@ -287,6 +288,27 @@ def test_a_store_says_how_it_was_computed(tmp_path, monkeypatch):
     monkeypatch.setattr(precision, "autocasts", lambda device, dtype: True)
     with pytest.raises(ll.StoreMismatch, match="dtype differ"):
         ll.evaluate(model, plane, data, **options)
+
+
+@pytest.fixture
+def rounded_products():
+    """Let a CPU round the factors of float32 products to bfloat16, if it can."""
+    with precision.multiply_as({"cpu": ("bf16", "bf16")}):
+        yield
+
+
+def test_the_callers_choice_of_products_holds_on_workers_and_is_said(rounded_products):
+    model, data, plane = single("mlp")
+    here = ll.evaluate(model, plane, data, method="loop")
+    assert here.attrs["float32_products"] == "conv bf16, matmul bf16"
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=spawn) as processes:
+        there = ll.evaluate(model, plane, data, method="loop", executor=processes)
+    np.testing.assert_allclose(there.loss, here.loss, rtol=1e-6)
+    with precision.multiply_as(precision.EXACT):
+        exact = ll.evaluate(model, plane, data, method="loop")
+    assert exact.attrs["float32_products"] == "conv ieee, matmul ieee"
+    assert "float32_products" not in ll.evaluate(model, plane, data, dtype=torch.float64).attrs
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
