@@ -96,8 +96,8 @@ def cost(
         batch_size: as for ``evaluate``.
         dtype: as for ``evaluate``.
         gpu: a key of ``PEAK_TERAFLOPS``: estimate for that GPU at a share of its peak,
-            ``EFFICIENCY``; right within a factor of 4. Without one, the time of a point is measured
-            here, on one batch.
+            ``EFFICIENCY``; an H100 took a quarter to 2.6 times as long. Without one, the time of a
+            point is measured here, on one batch.
 
     Raises:
         TypeError, ValueError: unknown ``gpu``, bad data, or a slice of another model.

@@ -160,7 +160,7 @@ def mean_and_error(
         correction = 1.0 if math.isinf(population) else (population - n) / max(population - 1, 1)
         variance = (sums[..., 1] - n * mean**2) / (n - 1)
         # Where all samples agree, rounding can leave a tiny variance, negative or positive.
-        noise = 1e-15 * n * mean**2
+        noise = 1e-13 * mean**2
         variance = np.where(variance <= noise, np.nan, variance)
         error = np.sqrt(variance / n * correction)
     everything = (n >= population) & np.isfinite(mean)

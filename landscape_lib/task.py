@@ -76,7 +76,9 @@ class Task:
         try:
             return self._run(indices)
         except torch.OutOfMemoryError as error:
-            error.add_note("landscape_lib.evaluate: give a smaller batch_size, or chunk_size")
+            place = self.points.describe(indices)
+            advice = "give a smaller batch_size, or chunk_size"
+            error.add_note(f"landscape_lib.evaluate: at {place}: {advice}")
             raise
         except Exception as error:
             failing = self._first_failing(indices, error)

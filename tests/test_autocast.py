@@ -297,16 +297,23 @@ def rounded_products():
         yield
 
 
+def rounds(output, target):
+    """Say of every sample whether its products were rounded."""
+    return torch.full((len(target),), float("bf16" in precision.float32_products(output.device)))
+
+
 def test_the_callers_choice_of_products_holds_on_workers_and_is_said(rounded_products):
     model, data, plane = single("mlp")
-    here = ll.evaluate(model, plane, data, method="loop")
+    options = {"method": "loop", "metrics": {"rounds": rounds}}
+    here = ll.evaluate(model, plane, data, **options)
     assert here.attrs["float32_products"] == "conv bf16, matmul bf16"
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=spawn) as processes:
-        there = ll.evaluate(model, plane, data, method="loop", executor=processes)
+        there = ll.evaluate(model, plane, data, executor=processes, **options)
+        with precision.multiply_as(precision.EXACT):
+            exact = ll.evaluate(model, plane, data, executor=processes, **options)
     np.testing.assert_allclose(there.loss, here.loss, rtol=1e-6)
-    with precision.multiply_as(precision.EXACT):
-        exact = ll.evaluate(model, plane, data, method="loop")
+    assert (there["rounds"] == 1).all() and (exact["rounds"] == 0).all()
     assert exact.attrs["float32_products"] == "conv ieee, matmul ieee"
     assert "float32_products" not in ll.evaluate(model, plane, data, dtype=torch.float64).attrs
 

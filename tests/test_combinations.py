@@ -283,7 +283,7 @@ def logarithm(output, target):
 
 
 def minus_logarithm(output, target, reduction="mean"):
-    values = -output[:, 0].log()
+    values = target - output[:, 0].log()
     return values.mean() if reduction == "mean" else values
 
 
@@ -294,8 +294,10 @@ def test_not_finite_stays_not_finite(combination, executors, tmp_path):
     with np.errstate(all="ignore"):
         values = np.log(ALPHAS)  # NaN, -inf, and finite
     np.testing.assert_allclose(got["log"], values, rtol=1e-6)
-    np.testing.assert_allclose(got.loss, -values, rtol=1e-6)
-    assert np.isnan(got.loss_se).all()  # after them all samples agree, which says nothing
+    targets = Scene(combination.device).data.y.double()
+    np.testing.assert_allclose(got.loss, float(targets.mean()) - values, rtol=1e-6)
+    assert np.isnan(got.loss_se[:2]).all()
+    np.testing.assert_allclose(got.loss_se[2:], float(targets.std()) / np.sqrt(23), rtol=1e-6)
     assert_same_bits(
         Scene(combination.device).evaluate(combination, executors, **options), got
     )  # out of the store
@@ -343,7 +345,8 @@ def test_a_failing_point_is_named_and_the_rest_resumes_to_the_same_bits(
     assert caught.value.__notes__ == ["landscape_lib.evaluate: at point 3 (alpha=1)"]
     if combination.executor == "none":
         chunk = CHUNK if combination.method == "vmap" else 1
-        if combination.device == "cpu":  # a GPU's loop is given all points before it fails
+        # A GPU's loop is given all points before it fails.
+        if combination.device == "cpu" or combination.method == "vmap":
             with xr.open_dataset(store, engine="h5netcdf") as kept:
                 points = 3 - 3 % chunk
                 assert kept.done.values.tolist() == [1] * points + [0] * (5 - points)
