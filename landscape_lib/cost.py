@@ -96,7 +96,7 @@ def cost(
         batch_size: as for ``evaluate``.
         dtype: as for ``evaluate``.
         gpu: a key of ``PEAK_TERAFLOPS``: estimate for that GPU at a share of its peak,
-            ``EFFICIENCY``; an H100 took a quarter to 2.6 times as long. Without one, the time of a
+            ``EFFICIENCY``; an H100 took 0.3 to 2.1 times as long. Without one, the time of a
             point is measured here, on one batch.
 
     Raises:

@@ -116,10 +116,8 @@ class Task:
         mean, error = mean_and_error(sums, values[:, -1:], self.population)
         # Where a mean is not finite, more samples cannot make it so; where there is no standard
         # error, all samples are used.
-        # Where a few samples all agree, as hits of a good model do, their spread says nothing.
-        known = (error > 0) | (values[:, -1:] >= self.population)
         with np.errstate(invalid="ignore"):
-            return np.any(np.isfinite(mean) & ~(known & (error <= self.tolerance)), axis=1)
+            return np.any(np.isfinite(mean) & ~(error <= self.tolerance), axis=1)
 
 
 def choose_method(
