@@ -115,9 +115,12 @@ def cost(
         used = sum(batch.size for batch in batches)
         example = first_samples(batches[0].x)
         at = Points(model, slice, example, dtype, False, 0, "frozen", (), ())
-        per_sample = at.work.flops
+        net = at.model
+        per_sample = net.work.flops
         if gpu is not None:
-            kind = {torch.bfloat16: 1, torch.float16: 1, torch.float64: 2}.get(dtype or at.dtype, 0)
+            kind = {torch.bfloat16: 1, torch.float16: 1, torch.float64: 2}.get(
+                dtype or net.dtype, 0
+            )
             if dtype == torch.bfloat16 and gpu in WITHOUT_BFLOAT16:
                 kind = 0
             rate = PEAK_TERAFLOPS[gpu][kind] * 1e12 * EFFICIENCY[kind]
@@ -126,9 +129,9 @@ def cost(
                 len(slice), used, per_sample, per_sample * used * len(slice) / rate, rate, basis
             )
         if batch_size is None and hasattr(data, "x"):
-            batches, _ = read_batches(data, samples, fastest_batch(at.work, at.device), 0)
+            batches, _ = read_batches(data, samples, fastest_batch(net.work, net.device), 0)
         at.choose("loop")
-        batch = at.lay_out(batches[:1])[0]
+        batch = net.lay_out(batches[:1])[0]
         seconds = _seconds(at, batch) / batch.size * used * len(slice)
         rate = per_sample * used * len(slice) / seconds
         return Cost(len(slice), used, per_sample, seconds, rate, "measured here on one batch")
@@ -140,8 +143,8 @@ def _seconds(at: Points, batch: Batch) -> float:
     for attempt in range(3):
         started = time.perf_counter()
         at.run_at(0, batch)
-        if at.device.type == "cuda":
-            torch.cuda.synchronize(at.device)
+        if at.model.device.type == "cuda":
+            torch.cuda.synchronize(at.model.device)
         if attempt:
             best = min(best, time.perf_counter() - started)
     return best

@@ -173,28 +173,29 @@ def evaluate(
             calibration = first_batches(read[0], calibration_samples)
         example = first_samples(read[0][0].x)
         at = Points(model, slice, example, dtype, training, seed, batchnorm, along, calibration)
+        net = at.model
         first = read[0][0]
         if hasattr(data, "x"):
             first = split(first, TRIED)[0]
-        first = at.lay_out([first])[0]
+        first = net.lay_out([first])[0]
         output = at.output_of_model(first)
         targets = [batch.y for stage in read for batch in stage]
         measures = Measures(loss, metrics, output, first.y, first.size, targets)
         free = batch_size is None and hasattr(data, "x") and measures.per_sample
         free = free and batchnorm in ("frozen", "interpolated")
-        best = fastest_batch(at.work, at.device) if free else read[0][0].size
+        best = fastest_batch(net.work, net.device) if free else read[0][0].size
         if method == "auto":
             together = read[0][0].size
-            if free and at.device.type != "cpu":
+            if free and net.device.type != "cpu":
                 together = min(best, sum(batch.size for batch in read[0]))
-            method = choose_method(model, at.device, at.work, together, batchnorm)
+            method = choose_method(model, net.device, net.work, together, batchnorm)
             if method == "vmap" and not at.can_vmap(first, measures):
                 method = "loop"
         at.choose(method)
         if free and method == "loop":
             size = best
             read, _ = read_stages(data, samples, tolerance, size, seed)
-        read = [at.lay_out(stage) for stage in read]
+        read = [net.lay_out(stage) for stage in read]
         apart = measures.per_sample and at.keeps_samples_apart(first, output)
         together = MEASURED_TOGETHER if apart else 0
         stages = [group(stage, together) for stage in read]
@@ -202,10 +203,10 @@ def evaluate(
         if reference is not None:
             stages = [at.with_reference(stage, measures, reference) for stage in stages]
             names += tuple(f"{name}_difference" for name in measures.names)
-        stages = at.cut_first_layer(stages)
+        stages = at.shorten(stages)
         task = Task(at, measures, stages, names, method, tolerance, float(population))
-        precise = at.autocast or at.dtype != torch.float32
-        products = "" if precise else precision.float32_products(at.device)
+        precise = net.autocasts or net.dtype != torch.float32
+        products = "" if precise else precision.float32_products(net.device)
         fingerprint = {
             "model": digest([describe_model(model), dict(model.named_buffers())]),
             "slice": digest([list(slice.basis), slice.coefficients(slice.coordinates)]),
@@ -213,7 +214,7 @@ def evaluate(
             "loss": describe_callable(loss),
             "metrics": digest({n: describe_callable(m) for n, m in (metrics or {}).items()}),
             "batchnorm": digest([batchnorm, list(along), [batch.x for batch in calibration]]),
-            "dtype": f"{dtype} by autocast" if at.autocast else str(dtype),
+            "dtype": f"{dtype} by autocast" if net.autocasts else str(dtype),
             "float32_products": products,
             "method": method,
             "training": str(training),
@@ -225,12 +226,12 @@ def evaluate(
         attributes: dict[str, Any] = {
             "fingerprint": to_json(fingerprint),
             "batchnorm": batchnorm,
-            "dtype": str(dtype or at.dtype).removeprefix("torch.")
-            + (" by autocast" if at.autocast else ""),
+            "dtype": str(dtype or net.dtype).removeprefix("torch.")
+            + (" by autocast" if net.autocasts else ""),
             "method": method,
             "population": float(population),
             "data": getattr(data, "source", type(data).__name__),
-            "device": runtime.device_name(at.device),
+            "device": runtime.device_name(net.device),
             "versions": json.dumps({"torch": str(torch.__version__), "xarray": xr.__version__}),
         }
         if products:
@@ -242,7 +243,7 @@ def evaluate(
         values = run_all(task, wanted, chunk_size, store, executor, fingerprint, surface, progress)
     return surface(values).assign_attrs(
         seconds=round(time.perf_counter() - started, 3),
-        flops=float(np.nansum(values[:, -1])) * at.work.flops,
+        flops=float(np.nansum(values[:, -1])) * net.work.flops,
     )
 
 

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, fx, nn
 
-from landscape_lib.graphs import plain_layers, trace
-from landscape_lib.pooling import average_by_matrix, pool_by_halves, pool_first
+from landscape_lib.graphs import overwrite, plain_layers, trace
+from landscape_lib.pooling import average_by_matrix, max_of_2x2, pool_by_halves, pool_first
 from landscape_lib.trials import move_somewhere, same_output
 from landscape_lib.weights import Weights
 
@@ -49,6 +49,7 @@ class Folded:
         if next(model.parameters()).device.type == "cpu":  # a GPU joins ReLU to the convolution
             changed = pool_first(traced)
             changed |= pool_by_halves(traced)
+            changed |= overwrite(traced, [max_of_2x2])
         if self._pairs or changed:
             traced.recompile()
             self.module = traced

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import operator
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import fx, nn
+
+MAX_POOLS = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)
+
+# What these give is a tensor of its own, to which nothing else refers.
+_FRESH_LAYERS = (
+    *(nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d),
+    *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, *MAX_POOLS),
+)
+_FRESH_FUNCTIONS = (operator.add, torch.add)
+_CALLS = ("call_function", "call_module")
 
 
 class _LayerTracer(fx.Tracer):
@@ -64,7 +75,44 @@ def is_relu(node: Any, modules: Mapping[str, nn.Module], inplace: bool = False) 
     if node.op == "call_module":
         module = modules[str(node.target)]
         return type(module) is nn.ReLU and inplace >= module.inplace
-    is_function = node.op == "call_function" and node.target in (F.relu, torch.relu)
-    overwrites = dict(node.kwargs).get("inplace", False)
+    is_function = node.op == "call_function" and node.target in (F.relu, torch.relu, torch.relu_)
+    overwrites = dict(node.kwargs).get("inplace", False) or node.target is torch.relu_
     known = len(node.args) == 1 and not node.kwargs.keys() - {"inplace"}
     return is_function and known and overwrites in (False, inplace)
+
+
+def overwrite(traced: fx.GraphModule, functions: Collection[Callable[..., Any]] = ()) -> bool:
+    """Let ReLU overwrite what nobody else reads, in place; say whether that happened anywhere.
+
+    Args:
+        traced: the graph of a model.
+        functions: others whose output is a tensor of its own.
+    """
+    modules = dict(traced.named_modules())
+    changed = False
+    for relu in traced.graph.nodes:
+        before = relu.args[0] if is_relu(relu, modules) else None
+        if not isinstance(before, fx.Node) or len(before.users) != 1:
+            continue
+        layer = modules.get(str(before.target)) if before.op == "call_module" else None
+        fresh = type(layer) in _FRESH_LAYERS and "forward" not in vars(layer)
+        function = before.target if before.op == "call_function" else None
+        if fresh or function in (*_FRESH_FUNCTIONS, *functions):
+            relu.op, relu.target, relu.kwargs = "call_function", torch.relu_, {}
+            changed = True
+    return changed
+
+
+def runs_only_torch(model: nn.Module) -> bool:
+    """Say whether a model is a graph of nothing but PyTorch's layers and functions, and ours."""
+
+    def is_known(name: str | None) -> bool:
+        return (name or "").partition(".")[0] in ("torch", "_operator", "builtins", "landscape_lib")
+
+    if not isinstance(model, fx.GraphModule):
+        return False
+    calls = {kind: [n.target for n in model.graph.nodes if n.op == kind] for kind in _CALLS}
+    layers = [model.get_submodule(str(name)) for name in calls["call_module"]]
+    altered = any("forward" in vars(m) or any(m.children()) for m in layers)
+    kinds = [*calls["call_function"], *map(type, layers)]
+    return not altered and all(is_known(kind.__module__) for kind in kinds)

@@ -12,9 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
-from landscape_lib.graphs import is_relu
+from landscape_lib.graphs import MAX_POOLS, is_relu
 
-_MAX_POOLS = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)
 LARGEST = 1024  # pixels; the matrix grows with their number
 
 
@@ -75,7 +74,7 @@ def pool_first(traced: fx.GraphModule) -> bool:
     modules = dict(traced.named_modules())
     swapped = False
     for pool in list(traced.graph.nodes):
-        if pool.op != "call_module" or not isinstance(modules[pool.target], _MAX_POOLS):
+        if pool.op != "call_module" or not isinstance(modules[pool.target], MAX_POOLS):
             continue
         relu = pool.args[0]
         if modules[pool.target].return_indices or not is_relu(relu, modules):

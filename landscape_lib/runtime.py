@@ -118,6 +118,17 @@ def isolated_random_state(seed: int) -> Iterator[None]:
         yield
 
 
+def restart_random_numbers(device: torch.device, seed: int) -> None:
+    """Start the global generators of the CPU and of a device from ``seed``.
+
+    Until a GPU is used for the first time, ``torch.manual_seed`` takes half a millisecond: it notes
+    what is to be done then, and from where it was called.
+    """
+    torch.default_generator.manual_seed(int(seed))
+    if device.type != "cpu":
+        torch.manual_seed(int(seed))
+
+
 def _check_seed(seed: Any) -> None:
     if isinstance(seed, bool) or not isinstance(seed, Integral):
         raise TypeError(f"seed: expected a whole number, got {seed!r}")

@@ -69,7 +69,7 @@ class Task:
     @property
     def flops_per_point(self) -> float:
         """Operations at one point where all samples are needed."""
-        return self.points.work.flops * sum(g.size for stage in self.stages for g in stage)
+        return self.points.model.work.flops * sum(g.size for stage in self.stages for g in stage)
 
     def run(self, indices: Indices) -> FloatArray:
         """Return sums and samples at some points, shape (k, names * 2 + 1)."""
@@ -183,12 +183,12 @@ def run_all(
         values, pending = kept.values, wanted[~kept.done[wanted]]
     if task.method == "loop":
         # An accelerator works on while the next points are prepared; a CPU gains nothing.
-        chunk_size = 1 if task.points.device.type == "cpu" else POINTS_QUEUED
+        chunk_size = 1 if task.points.model.device.type == "cpu" else POINTS_QUEUED
     elif chunk_size is None:
         first = task.stages[0][0]
-        points = task.points
+        model = task.points.model
         chunk_size = points_at_once(
-            points.work, points.count, first.size // len(first.passes), points.device
+            model.work, model.layout.count, first.size // len(first.passes), model.device
         )
     bar = tqdm(
         desc=f"{tqdm.format_sizeof(task.flops_per_point)}FLOP/point",

@@ -6,11 +6,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torchvision.models import resnet18
 
 import landscape_lib as ll
 from landscape_lib.batchnorm import MeanZeroScale, mean_zero
 from landscape_lib.folding import Folded, can_fold, lighter, load
+from landscape_lib.graphs import overwrite, trace
 from landscape_lib.pooling import AverageByMatrix
 
 
@@ -83,17 +85,23 @@ def test_pooling_goes_first_and_changes_no_bit() -> None:
     folded = Folded(model).module
     x = torch.randn(4, 1, 28, 28)
     x[0, 0, 3, 3] = torch.nan
-    sizes = []
-    for module in model.modules():
-        if isinstance(module, nn.ReLU):
-            module.register_forward_hook(lambda module, args, output: sizes.append(output.numel()))
-    with torch.no_grad():
+    relus: list[int] = []
+
+    class Counting(TorchFunctionMode):
+        def __torch_function__(self, function, types, args=(), kwargs=None):  # type: ignore
+            found = function(*args, **(kwargs or {}))
+            if function in (torch.relu, torch.relu_, F.relu) and found.dim() == 4:
+                relus.append(found.numel())
+            return found
+
+    with torch.no_grad(), Counting():
         after = folded(x)
         # 28 x 28, 14 x 14 and 7 x 7 pixels, of which pooling leaves 14 x 14, 7 x 7 and 3 x 3.
-        assert sizes[:3] == [4 * 8 * 14**2, 4 * 32 * 7**2, 4 * 64 * 3**2]
-        sizes.clear()
-        torch.testing.assert_close(after, model(x), rtol=0, atol=0, equal_nan=True)
-        assert sizes[:3] == [4 * 8 * 28**2, 4 * 32 * 14**2, 4 * 64 * 7**2]
+        assert relus == [4 * 8 * 14**2, 4 * 32 * 7**2, 4 * 64 * 3**2]
+        relus.clear()
+        before = model(x)
+        assert set(relus) == {4 * 8 * 28**2, 4 * 32 * 14**2, 4 * 64 * 7**2}
+    torch.testing.assert_close(after, before, rtol=0, atol=0, equal_nan=True)
 
 
 class Functional(nn.Module):
@@ -260,3 +268,46 @@ def test_what_cannot_be_folded_is_evaluated_as_it_is(kind: type[nn.Module]) -> N
             model.eval()
             output = torch.func.functional_call(model, line.weights_at(alpha), (x,))
         assert value == pytest.approx(float(output.square().mean()), rel=1e-10)
+
+
+class Shared(nn.Module):
+    """What ReLU reads is also read by others, or is the input, a parameter or a view of one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 6), nn.Linear(6, 6)
+        self.scale = nn.Parameter(torch.randn(6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(torch.relu(x))
+        z = torch.relu(y) - y
+        return self.last(z) * torch.relu(self.scale) + torch.relu(self.scale.view(1, 6))
+
+
+def test_relu_overwrites_only_what_nobody_else_reads() -> None:
+    model, x = Shared().double().eval().requires_grad_(False), images(4, 6)
+    before = x.clone(), model.scale.clone()
+    traced = trace(model)
+    assert traced is not None and not overwrite(traced)
+    cnn = trace(ll.models.small_cnn(pool=True).eval())
+    assert cnn is not None and overwrite(cnn)
+    assert sum(node.target is torch.relu_ for node in cnn.graph.nodes) == 4
+    folded = Folded(nn.Sequential(model, nn.Linear(6, 6).double(), nn.ReLU(), nn.Identity()))
+    y = folded.module(x)
+    assert torch.equal(before[0], x) and torch.equal(before[1], model.scale)
+    assert not torch.equal(y, folded.module(2 * x))
+
+
+@pytest.mark.parametrize("name", ["VGG-9", "ResNet-8", "torchvision's ResNet-18"])
+def test_relu_that_overwrites_changes_no_bit(name: str) -> None:
+    build, x, _ = FOLDABLE[name]
+    model = unsettled(build())
+    traced = trace(model)
+    assert traced is not None
+    x = x.clone()
+    x.view(-1)[0] = torch.nan
+    expected, changed = model(x), overwrite(traced)
+    traced.recompile()
+    if name == "torchvision's ResNet-18":  # whose ReLU overwrites anyway
+        assert not changed
+    torch.testing.assert_close(traced(x), expected, rtol=0, atol=0, equal_nan=True)
