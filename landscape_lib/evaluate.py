@@ -203,7 +203,7 @@ def evaluate(
         if reference is not None:
             stages = [at.with_reference(stage, measures, reference) for stage in stages]
             names += tuple(f"{name}_difference" for name in measures.names)
-        stages = at.shorten(stages)
+        stages = at.shorten(stages, method)
         task = Task(at, measures, stages, names, method, tolerance, float(population))
         precise = net.autocasts or net.dtype != torch.float32
         products = "" if precise else precision.float32_products(net.device)

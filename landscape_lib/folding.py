@@ -21,6 +21,8 @@ from landscape_lib.weights import Weights
 
 _NORM_AFTER = {nn.Conv1d: nn.BatchNorm1d, nn.Conv2d: nn.BatchNorm2d, nn.Conv3d: nn.BatchNorm3d}
 
+_CONVOLUTIONS = tuple(_NORM_AFTER)
+
 
 class _Pair(NamedTuple):
     convolution: str
@@ -49,7 +51,8 @@ class Folded:
         if next(model.parameters()).device.type == "cpu":  # a GPU joins ReLU to the convolution
             changed = pool_first(traced)
             changed |= pool_by_halves(traced)
-            changed |= overwrite(traced, [max_of_2x2])
+            if any(isinstance(module, _CONVOLUTIONS) for module in model.modules()):
+                changed |= overwrite(traced, [max_of_2x2])
         if self._pairs or changed:
             traced.recompile()
             self.module = traced

@@ -19,7 +19,7 @@ _FRESH_LAYERS = (
     *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, *MAX_POOLS),
 )
 _FRESH_FUNCTIONS = (operator.add, torch.add)
-_CALLS = ("call_function", "call_module")
+_KNOWN = {"torch", "_operator", "builtins", "landscape_lib"}
 
 
 class _LayerTracer(fx.Tracer):
@@ -104,15 +104,19 @@ def overwrite(traced: fx.GraphModule, functions: Collection[Callable[..., Any]] 
 
 
 def runs_only_torch(model: nn.Module) -> bool:
-    """Say whether a model is a graph of nothing but PyTorch's layers and functions, and ours."""
+    """Say whether a model is a sequence or a graph of PyTorch's layers and functions, or ours."""
+    layers: list[nn.Module] = [m for m in model.modules() if type(m) is not nn.Sequential]
+    functions: list[Any] = []
+    if isinstance(model, fx.GraphModule):
+        called = [n.target for n in model.graph.nodes if n.op == "call_module"]
+        layers = [model.get_submodule(str(name)) for name in called]
+        functions = [n.target for n in model.graph.nodes if n.op == "call_function"]
 
-    def is_known(name: str | None) -> bool:
-        return (name or "").partition(".")[0] in ("torch", "_operator", "builtins", "landscape_lib")
-
-    if not isinstance(model, fx.GraphModule):
-        return False
-    calls = {kind: [n.target for n in model.graph.nodes if n.op == kind] for kind in _CALLS}
-    layers = [model.get_submodule(str(name)) for name in calls["call_module"]]
-    altered = any("forward" in vars(m) or any(m.children()) for m in layers)
-    kinds = [*calls["call_function"], *map(type, layers)]
-    return not altered and all(is_known(kind.__module__) for kind in kinds)
+    altered = any(
+        m._forward_hooks or m._forward_pre_hooks or "forward" in vars(m) for m in model.modules()
+    )
+    homes = [
+        (thing.__module__ or "").partition(".")[0] for thing in [*functions, *map(type, layers)]
+    ]
+    nested = any(any(layer.children()) for layer in layers)
+    return not altered and not nested and set(homes) <= _KNOWN

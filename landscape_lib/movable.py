@@ -106,8 +106,9 @@ class Movable:
 
     def take(self, **shortcuts: bool) -> None:
         """Change some of the shortcuts."""
-        self.shortcuts = self.shortcuts._replace(**shortcuts)
-        self._ready = None
+        before, self.shortcuts = self.shortcuts, self.shortcuts._replace(**shortcuts)
+        if self.shortcuts != before:
+            self._ready = None
 
     def _choose_layout(self) -> None:
         """Store everything channels-last if the model runs on that."""

@@ -146,7 +146,7 @@ class Points:
             ]
 
     @torch.no_grad()
-    def shorten(self, stages: list[list[Group]]) -> list[list[Group]]:
+    def shorten(self, stages: list[list[Group]], method: str) -> list[list[Group]]:
         """Return the groups with what the first layer makes of the inputs, if that saves work.
 
         These are its outputs, so that the points run only what follows that layer, or the patches
@@ -157,7 +157,7 @@ class Points:
         module, points = self.model.prepared.module, len(self.slice)
         found = first_layer.outputs(module, passes, basis, points)
         self.model.take(cut=found is not None)
-        if found is None:
+        if found is None and method == "loop":  # grouped products of vmap gain nothing
             found = patches.gathered(module, passes, points)
             self.model.take(gather=found is not None)
         left = iter(found or passes)

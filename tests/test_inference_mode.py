@@ -11,8 +11,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm
 
 import landscape_lib as ll
+from landscape_lib.graphs import runs_only_torch, trace
 
 
 @lru_cache
@@ -135,6 +137,38 @@ def test_only_pytorchs_own_layers_run_in_it(monkeypatch: pytest.MonkeyPatch) -> 
     model, line, data = build(mlp)
     ll.evaluate(model, line, data, method="loop")
     assert any(seen)
+
+
+def hooked() -> nn.Sequential:
+    model = nn.Sequential(mlp())
+    model[0].register_forward_hook(lambda layer, inputs, output: output.square())
+    return model
+
+
+def altered() -> nn.Sequential:
+    model = mlp()
+    model.forward = lambda x: x  # type: ignore
+    return model
+
+
+ONLY_TORCH: list[tuple[Any, bool]] = [
+    (mlp, True),
+    (lambda: nn.Sequential(mlp(), mlp()), True),
+    (lambda: trace(ll.models.resnet(8)), True),
+    (lambda: trace(ll.models.small_cnn(pool=True)), True),
+    (lambda: nn.Sequential(*mlp(), Mode()), False),
+    (lambda: trace(nn.Sequential(*mlp(), Mode())), False),
+    (lambda: ll.models.resnet(8), False),  # its blocks are code of ours, but not a graph
+    (hooked, False),
+    (altered, False),
+    (lambda: nn.TransformerEncoderLayer(8, 2, activation=F.gelu), False),
+    (lambda: spectral_norm(nn.Linear(3, 3)), False),
+]
+
+
+@pytest.mark.parametrize("make, expected", ONLY_TORCH)
+def test_models_in_which_only_pytorchs_code_runs(make: Any, expected: bool) -> None:
+    assert runs_only_torch(make()) == expected
 
 
 def spy(forward: Any) -> Any:
