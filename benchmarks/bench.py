@@ -46,12 +46,12 @@ def sized(case: Case, side: int) -> Case:
 
 
 NETWORKS = {
-    "small CNN with pooling": sized(Case("small_cnn", {"pool": True}, (1, 28, 28), 1024, 7), 21),
-    "small CNN": sized(Case("small_cnn", {}, (1, 28, 28), 512, 4), 10),
-    "VGG-9, quarter width": sized(Case("vgg9", {"width": 0.25}, (3, 32, 32), 512, 4), 7),
-    "VGG-9": sized(Case("vgg9", {}, (3, 32, 32), 512, 2), 5),
-    "ResNet-20": sized(Case("resnet", {"depth": 20}, (3, 32, 32), 512, 3), 6),
-    "MLP": sized(Case("mlp", {}, (1, 28, 28), 4096, 7), 15),
+    "small CNN with pooling": sized(Case("small_cnn", {"pool": True}, (1, 28, 28), 1024, 10), 21),
+    "small CNN": sized(Case("small_cnn", {}, (1, 28, 28), 512, 5), 10),
+    "VGG-9, quarter width": sized(Case("vgg9", {"width": 0.25}, (3, 32, 32), 512, 5), 10),
+    "VGG-9": sized(Case("vgg9", {}, (3, 32, 32), 512, 3), 7),
+    "ResNet-20": sized(Case("resnet", {"depth": 20}, (3, 32, 32), 512, 4), 14),
+    "MLP": sized(Case("mlp", {}, (1, 28, 28), 4096, 10), 15),
 }
 
 

@@ -2,7 +2,8 @@
 
 The units that multiply matrices in 16 bits may be shared with other machines on the same processor:
 their speed changes threefold within a second. So short pieces are timed in turn, and only what
-is measured in the same round is compared. It takes ten minutes.
+is measured in the same round is compared. An evaluation is timed at one point and at several: the
+difference is what points cost, the rest is set-up. It takes a quarter of an hour.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from landscape_lib.batches import channels_last_pays
 from landscape_lib.workload import fastest_batch, workload
 
 ROUNDS = 3 if bench.GPU else 10
-IMAGES, POINTS = (16_384, 24) if bench.GPU else (1024, 6)
+IMAGES, POINTS = (16_384, 25) if bench.GPU else (1024, 6)
 
 
 def plain_convolution(
@@ -63,7 +64,7 @@ def own_layers(model: nn.Module, x: Tensor) -> Callable[[], Any]:
         hook.remove()
 
     def job() -> None:
-        for _ in range(POINTS * IMAGES // len(x)):
+        for _ in range((POINTS - 1) * IMAGES // len(x)):
             for layer, inputs in calls:
                 layer(inputs)
 
@@ -73,8 +74,14 @@ def own_layers(model: nn.Module, x: Tensor) -> Callable[[], Any]:
 def compare(case: bench.Case, dtype: torch.dtype) -> dict[str, Any]:
     """Measure one network."""
     model, plane, data = bench.setup(case._replace(images=IMAGES))
-    line = ll.Line(plane.origin, plane.directions[0], np.arange(POINTS) / POINTS)
-    flops = ll.evaluate(model, line, data, dtype=dtype, progress=False).attrs["flops"]
+
+    line = ll.Line(plane.origin, plane.directions[0], np.linspace(0, 1, 64))
+
+    def evaluation(points: int) -> Callable[[], Any]:
+        options = {"points": range(points), "dtype": dtype, "method": "loop", "progress": False}
+        return lambda: ll.evaluate(model, line, data, **options)
+
+    flops = evaluation(1)().attrs["flops"] * (POINTS - 1)
     network = getattr(ll.models, case.build)(**case.arguments, seed=0).eval()
     network.to(bench.DEVICE, dtype, memory_format=layout_of(dtype))
     inputs = data.x.to(dtype)
@@ -85,17 +92,23 @@ def compare(case: bench.Case, dtype: torch.dtype) -> dict[str, Any]:
         for c, s in ((64, 32), (128, 16), (256, 8))
     }
     jobs: dict[str, Callable[[], Any]] = {
-        "evaluation": lambda: ll.evaluate(model, line, data, dtype=dtype, progress=False),
+        "several points": evaluation(POINTS),
+        "one point": evaluation(1),
         "own layers": own_layers(network, last[:batch]),
     }
     jobs |= {name: job for name, (job, _) in convolutions.items()}
     with torch.no_grad():
         seconds = bench.in_turn(jobs, ROUNDS)
-    work = {"evaluation": flops, "own layers": flops} | {n: f for n, (_, f) in convolutions.items()}
-    rates = {name: work[name] / np.array(times) / 1e9 for name, times in seconds.items()}
+    times = {name: np.array(found) for name, found in seconds.items()}
+    one = times.pop("one point")
+    times["evaluation"] = times.pop("several points") - one
+    set_up = one - times["evaluation"] / (POINTS - 1)
+    work = dict.fromkeys(times, flops) | {n: f for n, (_, f) in convolutions.items()}
+    rates = {name: work[name] / found / 1e9 for name, found in times.items()}
     fastest = np.max([rates[name] for name in convolutions], axis=0)
     return {
         "gflops": {name: [round(float(rate)) for rate in found] for name, found in rates.items()},
+        "set_up_seconds": round(float(np.median(set_up)), 3),
         "share_of_own_layers": round(
             float(np.median(rates["evaluation"] / rates["own layers"])), 3
         ),

@@ -81,11 +81,11 @@ def gathering(model: nn.Module) -> Gathering | None:
     product = copy.copy(convolution)
     product.__class__ = ProductWithPatches
     traced.add_submodule(str(node.target), product)
-    after = next(iter(node.users))
-    pooled = len(node.users) == 1 and after.target is max_of_2x2
+    users = list(node.users)
+    pooled = len(users) == 1 and users[0].target is max_of_2x2
     if pooled:
-        after.replace_all_uses_with(node)
-        traced.graph.erase_node(after)
+        users[0].replace_all_uses_with(node)
+        traced.graph.erase_node(users[0])
     traced.recompile()
     return Gathering(traced, convolution, pooled)
 

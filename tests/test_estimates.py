@@ -13,6 +13,7 @@ from test_evaluate import make_plane
 from torch import nn
 
 import landscape_lib as ll
+from landscape_lib.measures import mean_and_error
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +36,23 @@ def test_stated_intervals_cover_the_value_of_all_data_as_often_as_they_claim(tra
         hits += np.abs(part.loss - full.loss).values <= 1.96 * part.loss_se.values
     # Binomial: 95 % of 60 runs is 57 +- 1.7 at each point; losses are skewed, so a little less.
     assert 0.85 <= (hits / runs).min() and 0.90 <= (hits / runs).mean() <= 0.99
+
+
+@pytest.mark.parametrize("samples", [256, 1024, 4096])
+@pytest.mark.parametrize("share", [0.5, 0.9, 0.97, 0.99, 0.995, 0.999])
+def test_intervals_of_an_accuracy_near_1_cover_it(share, samples):
+    population, runs = 10_000, 50_000
+    source = np.random.default_rng(0)
+    truth = int(population * share)
+    hits = source.hypergeometric(truth, population - truth, samples, size=runs).astype(float)
+    mean, error = mean_and_error(np.stack([hits, hits], axis=1), samples, population)
+    stated = np.isfinite(error)
+    assert (stated == (hits < samples)).all()
+    # Hits are whole numbers: 5 misses of 1,024 are what is expected, 2 to 9 are two standard errors.
+    within = np.abs(mean - share)[stated] <= 2 * error[stated]
+    assert 0.89 < within.mean()
+    if samples * (1 - share) > 20:
+        assert 0.94 < within.mean() < 0.97
 
 
 def test_a_subset_that_all_agrees_states_no_error(trained):
