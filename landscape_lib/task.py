@@ -27,7 +27,7 @@ from landscape_lib.surface_store import SurfaceStore
 from landscape_lib.workload import Workload, points_at_once
 
 # Operations in a forward pass up to which a CPU is faster with many points at once.
-SMALL_CONVOLUTIONS = 5e7
+SMALL_CONVOLUTIONS = 1e8
 SMALL_PRODUCTS = 5e8
 
 # Operations in a forward pass, for each layer with weights, up to which an accelerator is: they
