@@ -48,7 +48,7 @@ def test_intervals_of_an_accuracy_near_1_cover_it(share, samples):
     mean, error = mean_and_error(np.stack([hits, hits], axis=1), samples, population)
     stated = np.isfinite(error)
     assert (stated == (hits < samples)).all()
-    # Hits are whole numbers: 5 misses of 1,024 are what is expected, 2 to 9 are two standard errors.
+    # Hits are whole numbers, so that few misses cannot come out at 95 %.
     within = np.abs(mean - share)[stated] <= 2 * error[stated]
     assert 0.89 < within.mean()
     if samples * (1 - share) > 20:
