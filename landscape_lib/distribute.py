@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import os
 import pickle
-import platform
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -29,8 +28,6 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
-
-from landscape_lib.runtime import remove_abandoned
 
 Indices = NDArray[np.int64]
 Values = NDArray[np.float64]
@@ -119,10 +116,7 @@ def _shipped(executor: Executor, task: Runnable) -> Iterator[tuple[str, Any]]:
     if client is not None and hasattr(client, "scatter"):  # distributed.cfexecutor.ClientExecutor
         yield key, client.scatter(content, broadcast=True)
         return
-    # By machine: others may share the folder, and only here it can be asked who is running.
-    parcel = Path(tempfile.gettempdir(), f"landscape.{platform.node()}")
-    remove_abandoned(parcel)
-    handle, name = tempfile.mkstemp(f".{os.getpid()}.tmp", f".{parcel.name}.")
+    handle, name = tempfile.mkstemp(prefix="landscape-", suffix=".task")
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(content)

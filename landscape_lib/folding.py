@@ -1,4 +1,4 @@
-"""The same function with less work: batch norm folded away, and pooling that costs less.
+"""The same function with less work: batch norm folded, pooling that costs less, ReLU in place.
 
 Batch norm with given statistics is linear, so it can be folded into the convolution before it: one
 pass over the activations less. That needs the graph of the model; one that ``torch.fx`` cannot

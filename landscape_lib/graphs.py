@@ -19,7 +19,11 @@ _FRESH_LAYERS = (
     *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, *MAX_POOLS),
 )
 _FRESH_FUNCTIONS = (operator.add, torch.add)
-_KNOWN = {"torch", "_operator", "builtins", "landscape_lib"}
+
+# Where functions live that do nothing but compute, and the layers that call them.
+_PLAIN_FUNCTIONS = {"torch", "torch.nn.functional", "torch._C._nn", "_operator", "builtins"}
+_PLAIN_LAYERS = "torch.nn.modules."
+_OURS = "landscape_lib."
 
 
 class _LayerTracer(fx.Tracer):
@@ -41,8 +45,16 @@ def trace(model: nn.Module) -> fx.GraphModule | None:
         torch.set_rng_state(before)
     # Tensors and random numbers made in Python code are frozen into the graph.
     constants = any(str(n.target).startswith("_tensor_constant") for n in traced.graph.nodes)
-    hooks = any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
-    return None if drew or constants or hooks else traced
+    return None if drew or constants or _is_hooked(model) else traced
+
+
+def _is_hooked(model: nn.Module) -> bool:
+    return any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+def _all_are_hooked() -> bool:
+    """Say whether somebody looks on at all modules of the process, as counters do."""
+    return bool(nn.modules.module._has_any_global_hook())
 
 
 def _graph_of(model: nn.Module) -> fx.Graph:
@@ -74,7 +86,9 @@ def is_relu(node: Any, modules: Mapping[str, nn.Module], inplace: bool = False) 
         return False
     if node.op == "call_module":
         module = modules[str(node.target)]
-        return type(module) is nn.ReLU and inplace >= module.inplace
+        if type(module) is not nn.ReLU or "forward" in vars(module) or len(node.args) != 1:
+            return False
+        return inplace >= module.inplace
     is_function = node.op == "call_function" and node.target in (F.relu, torch.relu, torch.relu_)
     overwrites = dict(node.kwargs).get("inplace", False) or node.target is torch.relu_
     known = len(node.args) == 1 and not node.kwargs.keys() - {"inplace"}
@@ -88,6 +102,8 @@ def overwrite(traced: fx.GraphModule, functions: Collection[Callable[..., Any]] 
         traced: the graph of a model.
         functions: others whose output is a tensor of its own.
     """
+    if _all_are_hooked():
+        return False
     modules = dict(traced.named_modules())
     changed = False
     for relu in traced.graph.nodes:
@@ -97,7 +113,9 @@ def overwrite(traced: fx.GraphModule, functions: Collection[Callable[..., Any]] 
         layer = modules.get(str(before.target)) if before.op == "call_module" else None
         fresh = type(layer) in _FRESH_LAYERS and "forward" not in vars(layer)
         function = before.target if before.op == "call_function" else None
-        if fresh or function in (*_FRESH_FUNCTIONS, *functions):
+        # With ``out=`` a function gives a tensor that others may know.
+        fresh |= function in (*_FRESH_FUNCTIONS, *functions) and not before.kwargs
+        if fresh:
             relu.op, relu.target, relu.kwargs = "call_function", torch.relu_, {}
             changed = True
     return changed
@@ -112,11 +130,11 @@ def runs_only_torch(model: nn.Module) -> bool:
         layers = [model.get_submodule(str(name)) for name in called]
         functions = [n.target for n in model.graph.nodes if n.op == "call_function"]
 
-    altered = any(
-        m._forward_hooks or m._forward_pre_hooks or "forward" in vars(m) for m in model.modules()
-    )
-    homes = [
-        (thing.__module__ or "").partition(".")[0] for thing in [*functions, *map(type, layers)]
-    ]
+    altered = _all_are_hooked() or _is_hooked(model)
+    altered |= any("forward" in vars(m) for m in model.modules())
     nested = any(any(layer.children()) for layer in layers)
-    return not altered and not nested and set(homes) <= _KNOWN
+    homes = [getattr(function, "__module__", None) or "" for function in functions]
+    classes = [type(layer).__module__ for layer in layers]
+    plain = all(h in _PLAIN_FUNCTIONS or h.startswith(_OURS) for h in homes)
+    plain = plain and all(c.startswith((_PLAIN_LAYERS, _OURS)) for c in classes)
+    return plain and not altered and not nested

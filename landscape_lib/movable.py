@@ -40,6 +40,7 @@ class Movable:
         precise: in which weights are built: at least float32, since a step along a direction can be
             smaller than bfloat16 resolves.
         layout: of the vector.
+        draws: whether it draws random numbers.
         shortcuts: what :attr:`prepared` makes use of.
         statistics: the model's own running statistics, in full precision.
         work: of one sample.
@@ -78,7 +79,7 @@ class Movable:
         # Dropout draws its mask in the order in which values are stored: under vmap that is not
         # channels-last.
         self._overwrites, draws = habits(lambda x: self.run(self._probe, x), self._example)
-        self._draws = training or draws
+        self.draws = training or draws
         self.work = self.run(workload, self._probe, self._example)
         self._store(channels_last=False)
         if self.device.type == "cpu":  # whatever the method
@@ -112,7 +113,7 @@ class Movable:
 
     def _choose_layout(self) -> None:
         """Store everything channels-last if the model runs on that."""
-        if self._draws:
+        if self.draws:
             return
         plain = self.run(output_of, self._probe, self._example)
         reads = lambda x: reads_channels_last(self._probe, x, plain)  # noqa: E731

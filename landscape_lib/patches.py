@@ -144,9 +144,14 @@ def gathered(model: nn.Module, inputs: Sequence[Any], points: int) -> list[Tenso
     found = gathering(model)
     if found is None or found.convolution.weight[0].numel() > MOST_PIXELS:
         return None
-    few = gather(inputs[0][:2], found.convolution, found.pooled)
-    samples = sum(len(x) for x in inputs)
-    if few.nbytes / len(inputs[0][:2]) * samples > MOST_BYTES or not _agrees(model, inputs[0][:2]):
+    images = {x.shape[1:]: x[:1] for x in inputs}
+    sizes = {
+        shape: gather(image, found.convolution, found.pooled).nbytes
+        for shape, image in images.items()
+    }
+    if sum(len(x) * sizes[x.shape[1:]] for x in inputs) > MOST_BYTES:
+        return None
+    if not _agrees(model, inputs[0][:2]):
         return None
     return [gather(x, found.convolution, found.pooled) for x in inputs]
 

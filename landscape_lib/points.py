@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.utils._pytree import tree_map
 
-from landscape_lib import batchnorm, first_layer, patches
+from landscape_lib import batchnorm, first_layer, patches, precision
 from landscape_lib.batches import Batch, Group, group, split
 from landscape_lib.measures import Measures
 from landscape_lib.movable import Movable
@@ -30,7 +30,8 @@ class Points:
     """The points of a slice as models.
 
     Args:
-        model: as the next four, see :class:`Movable`.
+        model: as ``example``, ``dtype``, ``training``, ``seed`` and ``policy``, see
+            :class:`Movable`.
         slice: the points.
         example: inputs of a few samples.
         dtype: compute dtype.
@@ -157,7 +158,7 @@ class Points:
         module, points = self.model.prepared.module, len(self.slice)
         found = first_layer.outputs(module, passes, basis, points)
         self.model.take(cut=found is not None)
-        if found is None and method == "loop":  # grouped products of vmap gain nothing
+        if found is None and method == "loop" and self._can_gather():
             found = patches.gathered(module, passes, points)
             self.model.take(gather=found is not None)
         left = iter(found or passes)
@@ -165,6 +166,15 @@ class Points:
             [replace(g, passes=tuple(islice(left, len(g.passes)))) for g in stage]
             for stage in stages
         ]
+
+    def _can_gather(self) -> bool:
+        """Say whether a product with patches is what a convolution is.
+
+        Dropout draws its mask in the order in which values are stored; a weight that is not finite
+        may meet nothing but the margin of the images, which is 0.
+        """
+        alike = precision.multiplies_alike(self.model.device)
+        return alike and not self.model.draws and bool(self._basis.isfinite().all())
 
     def _input(self, x: Any, coefficients: Tensor) -> Any:
         """Return what the model reads at a point, or what its first layer gives there."""

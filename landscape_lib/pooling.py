@@ -7,6 +7,8 @@ gradient is far cheaper on a CPU.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
@@ -76,7 +78,7 @@ def pool_first(traced: fx.GraphModule) -> bool:
     for pool in list(traced.graph.nodes):
         if pool.op != "call_module" or not isinstance(modules[pool.target], MAX_POOLS):
             continue
-        relu = pool.args[0]
+        relu: Any = pool.args[0] if pool.args else None  # none where it is called with a keyword
         if modules[pool.target].return_indices or not is_relu(relu, modules):
             continue
         if len(relu.users) != 1:
@@ -95,7 +97,7 @@ def pool_by_halves(traced: fx.GraphModule) -> bool:
     replaced = False
     for node in list(traced.graph.nodes):
         pool = modules.get(str(node.target)) if node.op == "call_module" else None
-        if type(pool) is not nn.MaxPool2d or pool.return_indices or pool.ceil_mode:
+        if type(pool) is not nn.MaxPool2d or pool.return_indices or pool.ceil_mode or node.kwargs:
             continue
         sizes = (pool.kernel_size, pool.stride, pool.padding, pool.dilation)
         if [s if isinstance(s, tuple) else (s, s) for s in sizes] == [

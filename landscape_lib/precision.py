@@ -60,6 +60,12 @@ def float32_products(device: torch.device) -> str:
     return ", ".join(f"{n} {e}" for n, e in zip(("conv", "matmul"), exact, strict=False))
 
 
+def multiplies_alike(device: torch.device) -> bool:
+    """Say whether torch multiplies float32 numbers in convolutions as in matrix products."""
+    settings = {place.fp32_precision for place in _PLACES.get(device.type, ())}
+    return len(settings - {"none"} | ({"ieee"} if "none" in settings else set())) <= 1
+
+
 # For :func:`multiply_as`: no product of float32 numbers loses digits.
 EXACT: Products = {name: ("ieee", "ieee") for name in _PLACES}
 

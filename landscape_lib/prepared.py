@@ -1,4 +1,4 @@
-"""What runs at a point in place of a model: with batch norm folded, cut, fused."""
+"""What runs at a point in place of a model: folded, cut, with patches, fused."""
 
 from __future__ import annotations
 

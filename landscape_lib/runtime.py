@@ -154,13 +154,12 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def remove_abandoned(path: str | os.PathLike[str]) -> None:
-    """Remove what killed processes have left beside ``path``: files ``.NAME.*PROCESS.tmp``."""
+    """Remove what processes that were killed in :func:`atomic_path` have left beside ``path``."""
     target = Path(path)
     for left in target.parent.glob(f".{glob.escape(target.name)}.*.tmp"):
         process = left.name.split(".")[-2]
         if process.isdecimal() and not _is_running(int(process)):
-            with contextlib.suppress(OSError):  # another user's
-                left.unlink()
+            left.unlink(missing_ok=True)
 
 
 def _is_running(process: int) -> bool:

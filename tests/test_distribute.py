@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import platform
 import signal
-import subprocess
-import sys
-import tempfile
 from concurrent.futures import (
     BrokenExecutor,
     Executor,
@@ -115,24 +111,6 @@ def test_no_file_is_left_behind(tmp_path, monkeypatch):
     with ThreadPoolExecutor(1) as executor:
         ll.evaluate(model, make_plane(model), data, executor=executor)
     assert not list(tmp_path.iterdir())
-
-
-def test_what_a_killed_process_has_left_is_removed(tmp_path, monkeypatch):
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    dead = subprocess.Popen([sys.executable, "-c", ""])
-    dead.wait()
-    names = {
-        "dead": f".landscape.{platform.node()}.x.{dead.pid}.tmp",
-        "alive": f".landscape.{platform.node()}.x.{os.getpid()}.tmp",
-        "elsewhere": f".landscape.another.x.{dead.pid}.tmp",
-        "not ours": f"x.{dead.pid}.tmp",
-    }
-    for name in names.values():
-        (tmp_path / name).touch()
-    model, data = CASES["mlp"].build()
-    with pool(1) as executor:
-        ll.evaluate(model, make_plane(model), data, executor=executor)
-    assert {path.name for path in tmp_path.iterdir()} == set(names.values()) - {names["dead"]}
 
 
 def test_dask_cluster_survives_a_killed_worker(tmp_path, monkeypatch):

@@ -311,3 +311,40 @@ def test_relu_that_overwrites_changes_no_bit(name: str) -> None:
     if name == "torchvision's ResNet-18":  # whose ReLU overwrites anyway
         assert not changed
     torch.testing.assert_close(traced(x), expected, rtol=0, atol=0, equal_nan=True)
+
+
+class Named(nn.Module):
+    """ReLU and pooling called with a keyword."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.relu, self.pool = nn.Conv2d(1, 2, 3), nn.ReLU(), nn.MaxPool2d(2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.pool(input=self.relu(input=self.conv(x)))
+
+
+class Remembered(nn.Module):
+    """What ReLU reads is a tensor that has a name of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 2, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x) + 20
+        z = torch.zeros_like(y)
+        return torch.relu(torch.add(y, -10 * y[:, :1], out=z)) + z
+
+
+def clamped() -> nn.Module:
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU())
+    model[1].forward = lambda x: x.clamp(0, 6)  # type: ignore
+    return model
+
+
+@pytest.mark.parametrize("build", [Named, Remembered, clamped])
+def test_relu_in_an_unusual_place_stays_as_it_is(build: Callable[[], nn.Module]) -> None:
+    model = build().double().eval().requires_grad_(False)
+    x = 30 * images(3, 1, 9, 9)
+    torch.testing.assert_close(Folded(model).module(x), model(x), rtol=0, atol=0)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 import landscape_lib as ll
@@ -151,6 +151,12 @@ def altered() -> nn.Sequential:
     return model
 
 
+def graph_with(function: Any) -> fx.GraphModule:
+    graph = fx.Graph()
+    graph.output(graph.call_function(function, (graph.placeholder("x"), 1.0)))
+    return fx.GraphModule({}, graph)
+
+
 ONLY_TORCH: list[tuple[Any, bool]] = [
     (mlp, True),
     (lambda: nn.Sequential(mlp(), mlp()), True),
@@ -159,6 +165,11 @@ ONLY_TORCH: list[tuple[Any, bool]] = [
     (lambda: nn.Sequential(*mlp(), Mode()), False),
     (lambda: trace(nn.Sequential(*mlp(), Mode())), False),
     (lambda: ll.models.resnet(8), False),  # its blocks are code of ours, but not a graph
+    (lambda: nn.Sequential(trace(mlp()), nn.Linear(3, 3)), False),  # a graph within
+    (lambda: graph_with(torch.add), True),
+    (lambda: graph_with(torch.Tensor.add), False),
+    (lambda: graph_with(torch.ops.aten.add.Tensor), False),  # as are operations of others
+    (lambda: graph_with(torch._C._set_grad_enabled), False),
     (hooked, False),
     (altered, False),
     (lambda: nn.TransformerEncoderLayer(8, 2, activation=F.gelu), False),
@@ -169,6 +180,19 @@ ONLY_TORCH: list[tuple[Any, bool]] = [
 @pytest.mark.parametrize("make, expected", ONLY_TORCH)
 def test_models_in_which_only_pytorchs_code_runs(make: Any, expected: bool) -> None:
     assert runs_only_torch(make()) == expected
+
+
+def test_hooks_on_all_modules_count() -> None:
+    kept: list[Tensor] = []
+    hook = nn.modules.module.register_module_forward_hook(lambda m, args, y: kept.append(y))
+    try:
+        assert not runs_only_torch(mlp())
+        model, line, data = build(mlp)
+        ll.evaluate(model, line, data, method="loop")
+    finally:
+        hook.remove()
+    assert kept and not any(tensor.is_inference() for tensor in kept)
+    assert runs_only_torch(mlp())
 
 
 def spy(forward: Any) -> Any:
