@@ -129,7 +129,6 @@ def runs_only_torch(model: nn.Module) -> bool:
         called = [n.target for n in model.graph.nodes if n.op == "call_module"]
         layers = [model.get_submodule(str(name)) for name in called]
         functions = [n.target for n in model.graph.nodes if n.op == "call_function"]
-
     altered = _all_are_hooked() or _is_hooked(model)
     altered |= any("forward" in vars(m) for m in model.modules())
     nested = any(any(layer.children()) for layer in layers)

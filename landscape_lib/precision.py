@@ -55,15 +55,18 @@ def float32_products(device: torch.device) -> str:
 
     The settings are those of ``torch.backends.cudnn.conv.fp32_precision`` and so on.
     """
-    given = [place.fp32_precision for place in _PLACES.get(device.type, ())]
-    exact = ["ieee" if name == "none" else name for name in given]
-    return ", ".join(f"{n} {e}" for n, e in zip(("conv", "matmul"), exact, strict=False))
+    formats = _formats(device)
+    return ", ".join(f"{n} {e}" for n, e in zip(("conv", "matmul"), formats, strict=False))
 
 
 def multiplies_alike(device: torch.device) -> bool:
     """Say whether torch multiplies float32 numbers in convolutions as in matrix products."""
-    settings = {place.fp32_precision for place in _PLACES.get(device.type, ())}
-    return len(settings - {"none"} | ({"ieee"} if "none" in settings else set())) <= 1
+    return len(set(_formats(device))) <= 1
+
+
+def _formats(device: torch.device) -> list[str]:
+    given = [place.fp32_precision for place in _PLACES.get(device.type, ())]
+    return ["ieee" if name == "none" else name for name in given]
 
 
 # For :func:`multiply_as`: no product of float32 numbers loses digits.
