@@ -68,6 +68,7 @@ class Run:
     schedule: LRScheduler | None
     generator: torch.Generator
     history: History
+    dtype: torch.dtype | None = None
     fingerprint: Fingerprint = field(default_factory=dict)
 
     def step(self, x: Tensor, y: Tensor, loss: Callable[[Any, Any], Tensor]) -> None:
@@ -75,7 +76,9 @@ class Run:
 
         def closure() -> Tensor:
             self.optimizer.zero_grad()
-            value = loss(self.model(x), y)
+            with self.autocast():
+                output = self.model(x)
+            value = loss(tree_map(_as_float32, output), y)
             if not isinstance(value, Tensor) or value.dim() > 0:
                 given = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
                 raise TypeError(f"loss: expected it to return a scalar tensor, got {given}")
@@ -87,6 +90,11 @@ class Run:
         take_step: Callable[..., Any] = self.optimizer.step
         value = take_step(closure)
         self.history.batch_losses.append(float(value.detach()))
+
+    def autocast(self) -> torch.autocast:
+        """Return torch's autocast in the run's type, or one that does nothing."""
+        device = next(self.model.parameters()).device.type
+        return torch.autocast(device, self.dtype, enabled=self.dtype is not None)
 
     def record(self, step: int) -> None:
         """Add the present weights to the trajectory."""
@@ -161,3 +169,9 @@ class Run:
         if device.type == "cuda":
             torch.cuda.set_rng_state_all(state["cuda_random_state"])
         self.history = History(**state["history"])
+
+
+def _as_float32(leaf: Any) -> Any:
+    """Let the loss see outputs of 16 bits as float32, as autocast itself does."""
+    low = isinstance(leaf, Tensor) and leaf.dtype in (torch.bfloat16, torch.float16)
+    return leaf.float() if low else leaf

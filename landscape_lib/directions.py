@@ -7,9 +7,10 @@ from numbers import Integral
 from typing import Any
 
 import torch
+import xarray as xr
 from torch import Tensor
 
-from landscape_lib.slices import check_weights
+from landscape_lib.slices import Slice, check_weights
 from landscape_lib.weights import (
     Weights,
     check_like,
@@ -170,6 +171,48 @@ def pca_directions(trajectory: Sequence[Weights], k: int = 2) -> tuple[list[Weig
 def _check_count(name: str, value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
         raise ValueError(f"{name}: expected a whole number of at least 1, got {value!r}")
+
+
+def project(trajectory: Sequence[Weights], plane: Slice) -> xr.Dataset:
+    """Say where each point of a trajectory lies in a slice, and how far from it.
+
+    The foot of each point is its least-squares projection: the directions of the slice need be
+    neither orthogonal nor of length 1.
+
+    Args:
+        trajectory: weight vectors.
+        plane: a slice of any dimension; only its origin and directions count.
+
+    Returns:
+        Over ``step``: ``coordinates`` (step, direction), in units of the directions; ``distance``
+        of the point from its foot and ``distance_from_origin``, both in units of the weights.
+
+    Raises:
+        TypeError, ValueError: names or shapes differ from those of the slice; there is no point;
+            the slice's directions are linearly dependent.
+    """
+    if len(trajectory) == 0:
+        raise ValueError("trajectory: expected at least one weight vector, got none")
+    axes = torch.stack([float64(flatten(d)) for d in plane.directions])
+    gram = axes @ axes.T
+    if torch.linalg.matrix_rank(gram, hermitian=True) < len(axes):
+        raise ValueError("plane: its directions are linearly dependent, so feet are not unique")
+    origin = float64(flatten(plane.origin))
+    feet, distances, lengths = [], [], []
+    for step, point in enumerate(trajectory):
+        check_like(point, plane.origin, f"trajectory[{step}]", "the slice's origin")
+        offset = float64(flatten(point)) - origin
+        foot = torch.linalg.solve(gram, axes @ offset)
+        feet.append(foot.tolist())
+        distances.append(float((offset - foot @ axes).norm()))
+        lengths.append(float(offset.norm()))
+    return xr.Dataset(
+        {
+            "coordinates": (("step", "direction"), feet),
+            "distance": ("step", distances),
+            "distance_from_origin": ("step", lengths),
+        }
+    )
 
 
 def project_on_line(

@@ -73,7 +73,7 @@ def cached(
             )
     dataset = _compute(name, compute, wanted)
     encoding: dict[Any, dict[str, Any]] = {
-        variable: {"zlib": True, "complevel": 6}
+        variable: {"zlib": True, "complevel": 6, "shuffle": True}
         for variable, array in dataset.variables.items()
         if array.ndim and array.dtype.kind in "fiu"
     }

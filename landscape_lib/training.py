@@ -45,6 +45,7 @@ def train(
     schedule_every: str = "step",
     augment: Augment | None = None,
     record_every: int | None = None,
+    dtype: torch.dtype | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     progress: bool = True,
     seed: int = 0,
@@ -68,6 +69,8 @@ def train(
         augment: ``(x, generator) -> x``, applied to each batch, for example
             :func:`crop_and_flip`.
         record_every: record the weights every so many steps.
+        dtype: ``torch.bfloat16`` runs forward passes in torch's autocast: layers that gain from it
+            compute in that type; weights, their gradients and the loss stay as they are.
         checkpoint: file written after every epoch; training resumes from it, to the same bits as
             an uninterrupted run.
         progress: show a progress bar if it takes longer than two seconds.
@@ -91,14 +94,17 @@ def train(
             f"augment: expected a callable (x, generator), got {type(augment).__name__}"
         )
     _check_model(model)
+    if dtype not in (None, torch.bfloat16):
+        raise ValueError(f"dtype: expected None or torch.bfloat16, got {dtype!r}")
     size = _size(data)
     _check_optimizer(model, optimizer, schedule)
     with runtime.isolated_random_state(seed), _mode_given_back(model):
         device = next(model.parameters()).device
         channels_last = _channels_last(model.eval(), data.x[:1].to(device))
-        run = Run(model, optimizer, schedule, runtime.generator(seed), History())
+        run = Run(model, optimizer, schedule, runtime.generator(seed), History(), dtype)
         if checkpoint is not None:
             settings = {
+                "dtype": dtype,
                 "epochs": epochs,
                 "batch_size": batch_size,
                 "schedule_every": schedule_every,
@@ -145,7 +151,8 @@ def train(
                     "train_loss": float(np.mean(run.history.batch_losses[-steps:])),
                 }
                 if test is not None:
-                    scores = score(model, test, loss=loss)
+                    with run.autocast():
+                        scores = score(model, test, loss=loss)
                     row |= {f"test_{name}": value for name, value in scores.items()}
                 run.history.epochs.append(row)
                 run.history.seconds += time.perf_counter() - started

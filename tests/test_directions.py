@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import landscape_lib as ll
 from landscape_lib.runtime import generator
-from landscape_lib.weights import Weights
+from landscape_lib.weights import Weights, flatten
 
 
 def draw(seed: int = 0, **shapes: tuple[int, ...]) -> Weights:
@@ -392,3 +392,26 @@ def test_the_foot_of_a_perpendicular_and_its_length():
         ll.directions.project_on_line(points, start, start)
     with pytest.raises(ValueError, match=r"trajectory\[1\]: names differ"):
         ll.directions.project_on_line([start, {"v": start["w"]}], start, end)
+
+
+def test_projection_is_least_squares_for_any_two_directions():
+    generator = torch.Generator().manual_seed(0)
+    like = {"a": torch.zeros(3, 2, dtype=torch.float64), "b": torch.zeros(4, dtype=torch.float64)}
+    draw = lambda: {  # noqa: E731
+        n: torch.randn(t.shape, generator=generator, dtype=t.dtype) for n, t in like.items()
+    }  # noqa: E731
+    origin, d1, d2 = draw(), draw(), draw()
+    points = [draw() for _ in range(3)]
+    found = ll.directions.project(points, ll.Plane(origin, (d1, d2), [0.0], [0.0]))
+    axes = torch.stack([flatten(d1), flatten(d2)], dim=1)
+    for k, point in enumerate(points):
+        offset = flatten(point) - flatten(origin)
+        best = torch.linalg.lstsq(axes, offset[:, None])
+        torch.testing.assert_close(torch.tensor(found.coordinates.values[k]), best.solution[:, 0])
+        rest = float((offset - axes @ best.solution[:, 0]).norm())
+        assert float(found.distance[k]) == pytest.approx(rest)
+    with pytest.raises(ValueError, match="linearly dependent"):
+        twice = {n: 2 * t for n, t in d1.items()}
+        ll.directions.project(points, ll.Slice(origin, [d1, twice], [[0.0, 0.0]]))
+    with pytest.raises(ValueError, match="at least one"):
+        ll.directions.project([], ll.Plane(origin, (d1, d2), [0.0], [0.0]))
