@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 import landscape_lib as ll
-from landscape_lib import precision
+from landscape_lib.evaluation import precision
 
 ROUNDS = 2 if bench.GPU else 4
 OTHERS = ["usual", "package"] if importlib.util.find_spec("loss_landscapes") else ["usual"]

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 import landscape_lib as ll
-from landscape_lib.task import SMALL_CONVOLUTIONS, SMALL_LAYERS, SMALL_PRODUCTS
+from landscape_lib.evaluation.task import SMALL_CONVOLUTIONS, SMALL_LAYERS, SMALL_PRODUCTS
 
 MODELS = {
     "MLP 64-32-10": ("mlp", {"inputs": 64, "hidden": (32,)}, (1, 8, 8)),

@@ -23,9 +23,9 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 import landscape_lib as ll
-from landscape_lib.mpo_cells import Cells
-from landscape_lib.mpo_draws import Objective
-from landscape_lib.mpo_span import Span, initial_vectors
+from landscape_lib.mpo.cells import Cells
+from landscape_lib.mpo.draws import Objective
+from landscape_lib.mpo.span import Span, initial_vectors
 
 AUTHORS = {"cells": 50, "batch_size": 512, "lr": 3e-4, "clip": 100.0} | {
     "parametrization": "code",

@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import landscape_lib as ll
-from landscape_lib.batches import channels_last_pays
-from landscape_lib.workload import fastest_batch, workload
+from landscape_lib.evaluation.batches import channels_last_pays
+from landscape_lib.evaluation.workload import fastest_batch, workload
 
 ROUNDS = 3 if bench.GPU else 10
 IMAGES, POINTS = (16_384, 25) if bench.GPU else (1024, 6)

@@ -5,26 +5,11 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from landscape_lib import (
-    batchnorm,
-    data,
-    directions,
-    models,
-    recipes,
-    results,
-    runtime,
-    slices,
-    training,
-    weights,
-)
-from landscape_lib.checkpoint import CheckpointMismatch, History
-from landscape_lib.cost import Cost, cost
+from landscape_lib import data, directions, models, results, runtime, slices, training, weights
 from landscape_lib.directions import pca_directions, random_direction, random_directions
-from landscape_lib.evaluate import evaluate
-from landscape_lib.refine import refine
+from landscape_lib.evaluation import Cost, StoreMismatch, batchnorm, cost, evaluate, refine
 from landscape_lib.slices import Line, Plane, Slice
-from landscape_lib.surface_store import StoreMismatch
-from landscape_lib.training import train
+from landscape_lib.training import CheckpointMismatch, History, train
 from landscape_lib.weights import Weights, load_weights, weights_of
 
 __version__ = "0.1.0"
@@ -67,8 +52,18 @@ __all__ = [
 runtime.keep_freed_memory()
 
 
+# Imported on first use: evaluation needs none of them.
+_ROOMS = {
+    "figures": "figures",
+    "mpo": "mpo",
+    "patterns": "mpo.patterns",
+    "plots": "plots",
+    "recipes": "training.recipes",
+    "widgets": "widgets",
+}
+
+
 def __getattr__(name: str) -> Any:
-    # Imported on first use: evaluation needs none of them.
-    if name in ("figures", "mpo", "patterns", "plots", "widgets"):
-        return importlib.import_module(f"landscape_lib.{name}")
+    if name in _ROOMS:
+        return importlib.import_module(f"landscape_lib.{_ROOMS[name]}")
     raise AttributeError(f"module 'landscape_lib' has no attribute {name!r}")

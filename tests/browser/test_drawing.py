@@ -8,7 +8,8 @@ import pytest
 from playwright.sync_api import Locator, Page, expect
 from widget_pages import OpenPage, fill
 
-from landscape_lib import patterns, widgets
+from landscape_lib import widgets
+from landscape_lib.mpo import patterns
 
 ROWS = [".##.", "#..#", ".##."]
 

@@ -1,0 +1,104 @@
+"""What a forward pass takes, per sample: operations, and memory for activations."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten
+from torch.utils.flop_counter import FlopCounterMode
+
+from landscape_lib.evaluation.batches import first_samples, is_batch
+from landscape_lib.runtime import free_memory
+
+# What a forward pass may keep in the caches of a CPU. Measured: the small CNN, VGG-9 and ResNet-20
+# are fastest where the largest layer's input and output take 5 to 15 MiB.
+CACHE_BYTES = 16 << 20
+CPU_BYTES = 256 << 20
+
+# What the largest layer of a forward pass may keep on an accelerator: a pass of many samples costs
+# as many launches as one of few, and with so many launching takes little of the time.
+ACCELERATOR_BYTES = 1 << 30
+DEFAULT_BATCH = 512
+
+# Samples of all points of one ``vmap`` call, on an accelerator and on a CPU.
+SAMPLES_AT_ONCE = (1 << 17, 1 << 15)
+
+
+@dataclass(frozen=True)
+class Workload:
+    """The work of one forward pass of one sample; NaN where it could not be learnt.
+
+    Attributes:
+        flops: floating-point operations of convolutions and matrix products; a multiplication and
+            an addition are two.
+        activations: bytes of input and output of the layer that has most.
+    """
+
+    flops: float
+    activations: float
+
+
+def workload(model: nn.Module, x: Any) -> Workload:
+    """Measure a model on at most two samples.
+
+    Args:
+        model: in the mode in which it is to run.
+        x: inputs on the model's device and in its dtype; the first two samples are used.
+    """
+    few = first_samples(x)
+    sizes = [len(leaf) for leaf in tree_flatten(few)[0] if is_batch(leaf)]
+    largest = [0.0]
+
+    def note(module: nn.Module, inputs: Any, output: Any) -> None:
+        tensors = [t for t in tree_flatten((inputs, output))[0] if isinstance(t, Tensor)]
+        largest.append(float(sum(t.numel() * t.element_size() for t in tensors)))
+
+    leaves = [module for module in model.modules() if not list(module.children())]
+    hooks = [module.register_forward_hook(note) for module in leaves]
+    try:
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            model(few)
+    except Exception:
+        return Workload(math.nan, math.nan)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return Workload(counter.get_total_flops() / sizes[0], max(largest) / sizes[0])
+
+
+def fastest_batch(work: Workload, device: torch.device) -> int:
+    """Return the samples of a forward pass with which a device computes fastest, a power of two.
+
+    From 16 to 512 on a CPU, whose caches hold the activations; up to 16,384 on an accelerator,
+    whatever its free memory: the same computation is to have the same batches everywhere.
+    """
+    if not work.activations > 0:
+        return DEFAULT_BATCH
+    if device.type == "cpu":
+        return 2 ** min(9, max(4, round(math.log2(CACHE_BYTES / work.activations))))
+    return 2 ** min(14, max(4, math.floor(math.log2(ACCELERATOR_BYTES / work.activations))))
+
+
+def points_at_once(work: Workload, parameters: int, samples: int, device: torch.device) -> int:
+    """Return how many points to evaluate in one ``vmap`` call, at least 1.
+
+    They have 32,768 samples in all on a CPU and 131,072 on an accelerator: more gains nothing. They
+    may take 256 MiB, or half of the free memory of an accelerator; there the last bits of a result
+    can depend on how many points are together.
+
+    Args:
+        work: of one sample.
+        parameters: of the model.
+        samples: per forward pass.
+        device: where it runs.
+    """
+    activations = 0.0 if math.isnan(work.activations) else work.activations
+    # A point's weights are there as a float32 vector, folded, and in the dtype of the computation.
+    bytes_per_point = 3 * 4 * parameters + samples * activations
+    on_cpu = device.type == "cpu"
+    memory = CPU_BYTES if on_cpu else 0.5 * free_memory(device)
+    return max(1, min(int(memory / bytes_per_point), SAMPLES_AT_ONCE[on_cpu] // samples))

@@ -1,0 +1,89 @@
+"""The cells of a pattern: where they are, which ones an iteration draws, what their losses count.
+
+Draws follow from the seed alone, so a resumed fit gets the same by leaving out those that are done.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from landscape_lib import runtime
+from landscape_lib.mpo import patterns
+from landscape_lib.mpo.patterns import Pattern
+from landscape_lib.slices import FloatArray
+
+
+def coordinates(pattern: Pattern) -> FloatArray:
+    """Return the whole-number coordinates of all cells, shape (cells, d), in the pattern's order.
+
+    Coordinate k counts along axis ``-1 - k`` of the pattern, from the middle cell: in a plane alpha
+    is the column less W // 2, and beta the row less H // 2.
+    """
+    axes = [np.arange(side) - side // 2 for side in pattern.shape]
+    grid = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(pattern.size, -1)
+    return grid[:, ::-1].astype(np.float64)
+
+
+def trained_cells(pattern: Pattern, prune: bool) -> tuple[Tensor, Tensor]:
+    """Return the indices of the LOW and of the HIGH cells that are trained."""
+    # A pattern of a single cell is ordinary training, and nothing of it is left out.
+    classes = patterns.prune(pattern) if prune and pattern.size > 1 else np.where(pattern, 1, -1)
+    low, high = (torch.from_numpy(np.flatnonzero(classes == kind)) for kind in (1, -1))
+    return low, high
+
+
+def draw_cells(groups: tuple[Tensor, ...], amounts: tuple[int, ...], seed: int) -> Iterator[Tensor]:
+    """Draw cells without end: so many of each group, without replacement, the groups in order."""
+    source = runtime.generator(seed + 1)  # the order of images has the seed itself
+    while True:
+        orders = [torch.randperm(len(group), generator=source) for group in groups]
+        yield torch.cat([g[o[:n]] for g, o, n in zip(groups, orders, amounts, strict=True)])
+
+
+def draw_images(total: int, amount: int, seed: int) -> Iterator[Tensor]:
+    """Draw images without end: all in random order, then all in another order, and so on."""
+    source = runtime.generator(seed)
+    waiting = torch.empty(0, dtype=torch.long)
+    while True:
+        while len(waiting) < amount:
+            waiting = torch.cat([waiting, torch.randperm(total, generator=source)])
+        yield waiting[:amount]
+        waiting = waiting[amount:]
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What is minimised: ``mean_LOW L - c mean_HIGH min(L, tau)`` (MPO paper, eq. 3, appendix A).
+
+    L is the mean loss of a cell on its minibatch. The paper writes the two signs the other way
+    round, and calls the cells white and black; what it minimises is this.
+
+    Attributes:
+        low: number of LOW cells, which come first.
+        high: number of HIGH cells.
+        high_weight: c.
+        tau: HIGH losses count up to this value, and have no gradient above it.
+    """
+
+    low: int
+    high: int
+    high_weight: float
+    tau: float
+
+    def terms(self, losses: Tensor, part: slice) -> Tensor:
+        """Return what the cells of a part, of all cells in order, add to the objective."""
+        is_low = torch.arange(self.low + self.high, device=losses.device)[part] < self.low
+        highs = losses.clamp(max=self.tau) * (-self.high_weight / max(1, self.high))
+        return torch.where(is_low, losses / self.low, highs)
+
+    def summary(self, losses: Tensor, accuracies: Tensor) -> Tensor:
+        """Return objective, LOW and HIGH loss, LOW and HIGH accuracy: means over the cells."""
+        means = [
+            side.mean() for v in (losses, accuracies) for side in (v[: self.low], v[self.low :])
+        ]
+        return torch.stack([self.terms(losses, slice(None)).sum(), *means])

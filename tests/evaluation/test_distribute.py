@@ -1,0 +1,164 @@
+"""Points on executors: the same numbers for any number of workers, also when one dies."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+from concurrent.futures import (
+    BrokenExecutor,
+    Executor,
+    Future,
+    ProcessPoolExecutor,
+    ThreadPoolExecutor,
+)
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch.nn.functional as F
+from cases import CASES
+from test_evaluate import make_plane
+
+import landscape_lib as ll
+from landscape_lib.evaluation import distribute
+
+
+def pool(workers: int) -> ProcessPoolExecutor:
+    # "spawn": forked workers inherit torch's thread pool and can hang.
+    return ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
+
+
+def deadly(output, target, reduction="mean"):
+    """Cross-entropy that kills its worker the first time it is asked there."""
+    marker = Path(os.environ["LANDSCAPE_TEST_MARKER"])
+    if multiprocessing.parent_process() is not None and marker.exists():
+        marker.unlink()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return F.cross_entropy(output, target, reduction=reduction)
+
+
+@pytest.mark.parametrize("name", ["cnn with batch norm", "tied weights", "dropout"])
+def test_any_number_of_workers_gives_the_same_bits(name):
+    case = CASES[name]
+    model, data = case.build()
+    runs = []
+    for executor in (pool(1), pool(2), ThreadPoolExecutor(2)):
+        with executor:
+            runs.append(
+                ll.evaluate(model, make_plane(model), data, loss=case.loss, executor=executor)
+            )
+    alone = ll.evaluate(model, make_plane(model), data, loss=case.loss)
+    for run in runs:
+        assert run.equals(runs[0])
+        np.testing.assert_allclose(run.loss, alone.loss, rtol=1e-12)
+
+
+def test_a_task_travels_without_the_data_of_its_neighbours(monkeypatch):
+    sizes = []
+    import pickle
+
+    from landscape_lib.evaluation import distribute
+
+    kept = distribute._shipped
+
+    def measuring(executor, task):
+        sizes.append(len(pickle.dumps(task)))
+        return kept(executor, task)
+
+    monkeypatch.setattr(distribute, "_shipped", measuring)
+    model, data = CASES["mlp"].build()
+    data.x, data.y = data.x.repeat(500, 1), data.y.repeat(500)
+    with ThreadPoolExecutor(1) as executor:
+        ll.evaluate(model, make_plane(model), data, batch_size=100, executor=executor)
+    exact = data.x.numel() * 8 + data.y.numel() * 8
+    assert exact < sizes[0] < 1.5 * exact + 50_000
+
+
+def test_a_killed_worker_loses_nothing_that_was_finished(tmp_path, monkeypatch):
+    marker = tmp_path / "marker"
+    monkeypatch.setenv("LANDSCAPE_TEST_MARKER", str(marker))
+    model, data = CASES["mlp"].build()
+    plane = make_plane(model, np.linspace(0, 1, 9), np.linspace(0, 1, 7))
+    expected = ll.evaluate(model, plane, data, loss=deadly, method="loop")
+    marker.touch()
+    store = tmp_path / "surface.nc"
+    options = {"loss": deadly, "method": "loop", "store": store}
+    with pool(2) as executor, pytest.raises(BrokenExecutor) as caught:
+        ll.evaluate(model, plane, data, executor=executor, **options)
+    assert "call again" in caught.value.__notes__[0]
+    with pool(2) as executor:
+        resumed = ll.evaluate(model, plane, data, executor=executor, **options)
+    np.testing.assert_allclose(resumed.loss, expected.loss, rtol=1e-12)
+
+
+def test_what_cannot_travel_is_said_before_any_work():
+    model, data = CASES["mlp"].build()
+
+    class Stubborn:
+        def __reduce__(self):
+            raise RuntimeError("I stay here")
+
+    data.x = {"x": data.x}
+    model.note = Stubborn()
+    with ThreadPoolExecutor(1) as executor, pytest.raises(Exception, match="I stay here"):
+        ll.evaluate(model, make_plane(model), data, executor=executor)
+
+
+def test_no_file_is_left_behind(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    model, data = CASES["mlp"].build()
+    with ThreadPoolExecutor(1) as executor:
+        ll.evaluate(model, make_plane(model), data, executor=executor)
+    assert not list(tmp_path.iterdir())
+
+
+def test_dask_cluster_survives_a_killed_worker(tmp_path, monkeypatch):
+    distributed = pytest.importorskip("distributed")
+    marker = tmp_path / "marker"
+    monkeypatch.setenv("LANDSCAPE_TEST_MARKER", str(marker))
+    model, data = CASES["mlp"].build()
+    plane = make_plane(model, np.linspace(0, 1, 9), np.linspace(0, 1, 7))
+    expected = ll.evaluate(model, plane, data, loss=deadly, method="loop")
+    marker.touch()
+    with (
+        distributed.LocalCluster(
+            n_workers=2, threads_per_worker=1, dashboard_address=None
+        ) as cluster,
+        distributed.Client(cluster) as client,
+        client.get_executor() as executor,
+    ):
+        got = ll.evaluate(model, plane, data, loss=deadly, method="loop", executor=executor)
+    assert not marker.exists()
+    np.testing.assert_allclose(got.loss, expected.loss, rtol=1e-12)
+
+
+class Echo:
+    """A task whose values are the indices."""
+
+    def run(self, indices):
+        return indices.astype(float)[:, None]
+
+
+class AtOnce(Executor):
+    """Runs what is submitted at once, and counts it."""
+
+    def __init__(self):
+        self.submitted = 0
+
+    def submit(self, function, /, *args, **kwargs):
+        self.submitted += 1
+        future = Future()
+        future.set_result(function(*args, **kwargs))
+        return future
+
+
+def test_few_chunks_are_with_the_executor_at_a_time():
+    """What is submitted and not yet taken is what a kill can cost."""
+    executor, taken = AtOnce(), []
+    chunks = [np.array([k]) for k in range(5 * distribute.WINDOW // 2)]
+    for indices, values in distribute.run_chunks(executor, Echo(), chunks):
+        assert executor.submitted - len(taken) <= distribute.WINDOW
+        assert values.tolist() == [[float(indices[0])]]
+        taken.append(int(indices[0]))
+    assert sorted(taken) == list(range(len(chunks)))
