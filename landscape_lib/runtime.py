@@ -7,11 +7,13 @@ import ctypes
 import glob
 import os
 import platform
+import random
 from collections.abc import Iterator
 from numbers import Integral
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 
 T = TypeVar("T")
@@ -99,7 +101,7 @@ def generator(seed: int) -> torch.Generator:
         TypeError: ``seed`` is not a whole number.
     """
     _check_seed(seed)
-    return torch.Generator().manual_seed(int(seed))
+    return torch.Generator("cpu").manual_seed(int(seed))
 
 
 @contextlib.contextmanager
@@ -107,19 +109,26 @@ def isolated_random_state(seed: int) -> Iterator[None]:
     """Run a block on its own random stream and give the caller's back afterwards.
 
     Args:
-        seed: the global generators (CPU and every CUDA device) start from it inside the block.
+        seed: the global generators (torch's on the CPU and every CUDA device, numpy's, Python's)
+            start from it inside the block.
 
     Raises:
         TypeError: ``seed`` is not a whole number.
     """
     _check_seed(seed)
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        torch.manual_seed(int(seed))
-        yield
+    python, numpy = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+            torch.manual_seed(int(seed))
+            _seed_others(int(seed))
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
 
 
 def restart_random_numbers(device: torch.device, seed: int) -> None:
-    """Start the global generators of the CPU and of a device from ``seed``.
+    """Start the global generators of the CPU, of a device, of numpy and of Python from ``seed``.
 
     Until a GPU is used for the first time, ``torch.manual_seed`` takes half a millisecond: it notes
     what is to be done then, and from where it was called.
@@ -127,11 +136,19 @@ def restart_random_numbers(device: torch.device, seed: int) -> None:
     torch.default_generator.manual_seed(int(seed))
     if device.type != "cpu":
         torch.manual_seed(int(seed))
+    _seed_others(int(seed))
+
+
+def _seed_others(seed: int) -> None:
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
 
 
 def _check_seed(seed: Any) -> None:
     if isinstance(seed, bool) or not isinstance(seed, Integral):
         raise TypeError(f"seed: expected a whole number, got {seed!r}")
+    if not -(2**63) <= int(seed) < 2**64:
+        raise ValueError(f"seed: expected a number that fits 64 bits, got {seed!r}")
 
 
 @contextlib.contextmanager

@@ -34,6 +34,9 @@ class Slice:
             empty, not finite, or of another shape.
     """
 
+    ends_are_models = False
+    """Whether the slice is said to begin and end at the weights of two models."""
+
     def __init__(
         self, origin: Weights, directions: Sequence[Weights], coordinates: ArrayLike
     ) -> None:
@@ -151,6 +154,8 @@ class Line(Slice):
 
 class _LineBetween(Line):
     """A line that keeps both of its ends as its basis."""
+
+    ends_are_models = True
 
     def __init__(self, start: Weights, end: Weights, direction: Weights, alphas: ArrayLike) -> None:
         super().__init__(start, direction, alphas)

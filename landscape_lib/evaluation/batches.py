@@ -4,25 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from functools import partial
 from numbers import Integral
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten, tree_map
 
-from landscape_lib.evaluation.trials import cloned, output_of, same_values
+from landscape_lib.evaluation.nested import (
+    cloned,
+    concatenated,
+    leaves,
+    map_tensors,
+    tensors_in,
+)
+from landscape_lib.evaluation.trials import output_of, same_values
 from landscape_lib.runtime import generator
+
+FIRST_STAGE = 256
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Inputs and targets of ``size`` samples; both may be nested (dicts, tuples) of tensors."""
+    """Inputs and targets of ``size`` samples; both may be nested (dicts, tuples) of tensors.
+
+    ``weights``, shape (size,), say what each sample weighs in the loss, where that is not 1.
+    """
 
     x: Any
     y: Any
     size: int
+    weights: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -33,6 +44,7 @@ class Group:
         passes: inputs of each forward pass.
         y: targets of all of them.
         size: number of samples.
+        weights: of the samples in the loss, see :class:`Batch`.
         reference: what was measured on the same samples at a point to compare with, shape
             (measures, size).
     """
@@ -40,7 +52,13 @@ class Group:
     passes: tuple[Any, ...]
     y: Any
     size: int
+    weights: Tensor | None = None
     reference: Tensor | None = None
+
+
+def is_whole(data: Any) -> bool:
+    """Say whether data come whole, as ``x`` and ``y``, so that we make the batches."""
+    return hasattr(data, "x") and hasattr(data, "y")
 
 
 def read_batches(
@@ -61,7 +79,7 @@ def read_batches(
         TypeError: ``data`` is neither, or holds no tensors.
         ValueError: no samples, unequal lengths, or ``samples`` out of range.
     """
-    if hasattr(data, "x") and hasattr(data, "y"):
+    if is_whole(data):
         total = _common_length(data.x, data.y)
         return _split(data.x, data.y, total, samples, batch_size, seed), total
     if isinstance(data, Tensor) or not isinstance(data, Iterable):
@@ -76,6 +94,7 @@ def read_batches(
             raise TypeError(
                 f"data: expected batches (x, y), got {type(item).__name__}"
                 + (f" of {len(item)}" if isinstance(item, (tuple, list)) else "")
+                + "; several inputs go into one x, a tuple or a dictionary"
             )
         batches.append(Batch(item[0], item[1], _common_length(item[0], item[1])))
     if not batches:
@@ -83,9 +102,6 @@ def read_batches(
     if samples is not None:
         raise ValueError("samples: a subset needs data with x and y, not an iterable of batches")
     return batches, sum(batch.size for batch in batches)
-
-
-FIRST_STAGE = 256
 
 
 def read_stages(
@@ -110,12 +126,12 @@ def read_stages(
     if tolerance is None:
         batches, total = read_batches(data, samples, batch_size, seed)
         return [batches], total
-    if not (hasattr(data, "x") and hasattr(data, "y")):
+    if not is_whole(data):
         raise ValueError("tolerance: needs data with x and y, not an iterable of batches")
     total = _common_length(data.x, data.y)
     if samples is not None:
         check_count("samples", samples, most=total)
-    order = torch.randperm(total, generator=generator(seed))[:samples]
+    order = torch.randperm(total, generator=generator(seed), device="cpu")[:samples]
     ends = [min(FIRST_STAGE, len(order))]
     while ends[-1] < len(order):
         ends.append(min(2 * ends[-1], len(order)))
@@ -138,33 +154,40 @@ def check_count(name: str, value: Any, most: int | None = None) -> None:
 def move(
     batch: Batch, device: torch.device, dtype: torch.dtype | None, channels_last: bool = False
 ) -> Batch:
-    """Return the batch on ``device``, its floating-point tensors as ``dtype`` if one is given.
+    """Return the batch on ``device``, its floating-point inputs as ``dtype`` if one is given.
 
-    With ``channels_last`` images are laid out that way: the same numbers, and convolutions two to
-    three times as fast on a CPU.
+    Targets keep their digits: they are widened where the outputs, which are measured in float32 at
+    least, have more. With ``channels_last`` images are laid out that way: the same numbers, and
+    convolutions two to three times as fast on a CPU.
     """
 
-    def move_tensor(tensor: Any, last: bool = False) -> Any:
-        if not isinstance(tensor, Tensor):
-            return tensor
+    def move_input(tensor: Tensor) -> Tensor:
         tensor = tensor.to(device, dtype if tensor.is_floating_point() else None)
-        if last and tensor.dim() == 4:
+        if channels_last and tensor.dim() == 4:
             # contiguous() leaves images of one channel as they are, and convolutions then do not
             # see that they are channels-last.
             empty = torch.empty_like(tensor, memory_format=torch.channels_last)
             return empty.copy_(tensor)
         return tensor
 
-    x = tree_map(partial(move_tensor, last=channels_last), batch.x)
-    return replace(batch, x=x, y=tree_map(move_tensor, batch.y))
+    def move_target(tensor: Tensor) -> Tensor:
+        wide = None
+        if dtype is not None and tensor.is_floating_point():
+            wide = torch.promote_types(tensor.dtype, torch.promote_types(dtype, torch.float32))
+        return tensor.to(device, wide)
+
+    x, y = map_tensors(move_input, batch.x), map_tensors(move_target, batch.y)
+    weights = None if batch.weights is None else batch.weights.to(device)
+    return replace(batch, x=x, y=y, weights=weights)
 
 
 def split(batch: Batch, size: int) -> list[Batch]:
     """Cut a batch into batches of ``size`` samples."""
 
-    def part(start: int) -> Any:
-        cut = lambda leaf: leaf[start : start + size] if is_batch(leaf) else leaf  # noqa: E731
-        return Batch(tree_map(cut, batch.x), tree_map(cut, batch.y), min(size, batch.size - start))
+    def part(start: int) -> Batch:
+        cut = lambda t: t[start : start + size] if is_batch(t) else t  # noqa: E731
+        x, y, w = (map_tensors(cut, side) for side in (batch.x, batch.y, batch.weights))
+        return Batch(x, y, min(size, batch.size - start), w)
 
     return [part(start) for start in range(0, batch.size, size)]
 
@@ -181,7 +204,12 @@ def first_batches(batches: list[Batch], samples: int) -> list[Batch]:
 
 def first_samples(x: Any) -> Any:
     """Return at most two samples of nested inputs."""
-    return tree_map(lambda leaf: leaf[:2] if is_batch(leaf) else leaf, x)
+    return map_tensors(lambda t: t[:2] if is_batch(t) else t, x)
+
+
+def samples_in(x: Any) -> int:
+    """Return the number of samples of nested inputs, 1 where no tensor tells."""
+    return next((len(leaf) for leaf in tensors_in(x) if is_batch(leaf)), 1)
 
 
 def is_batch(leaf: Any) -> bool:
@@ -194,18 +222,26 @@ def group(batches: list[Batch], most: int) -> list[Group]:
 
     Measuring costs some twenty small operations, as much as a forward pass of few samples.
     """
-    leaves = [(leaf, batch.size) for batch in batches for leaf in tree_flatten(batch.y)[0]]
-    if not all(isinstance(leaf, Tensor) and leaf.shape[:1] == (n,) for leaf, n in leaves):
+    held = [(leaf, batch.size) for batch in batches for leaf in leaves(batch.y)]
+    if not all(isinstance(leaf, Tensor) and leaf.shape[:1] == (n,) for leaf, n in held):
         most = 0
-    groups: list[Group] = []
+    groups: list[list[Batch]] = []
     for batch in batches:
-        last = groups[-1] if groups else None
-        if last is None or last.size + batch.size > most:
-            groups.append(Group((batch.x,), batch.y, batch.size))
+        if groups and sum(b.size for b in groups[-1]) + batch.size <= most:
+            groups[-1].append(batch)
         else:
-            y = tree_map(lambda *parts: torch.cat(parts), last.y, batch.y)
-            groups[-1] = Group((*last.passes, batch.x), y, last.size + batch.size)
-    return groups
+            groups.append([batch])
+    return [_joined(found) for found in groups]
+
+
+def _joined(batches: list[Batch]) -> Group:
+    passes, size = tuple(b.x for b in batches), sum(b.size for b in batches)
+    if len(batches) == 1:
+        return Group(passes, batches[0].y, size, batches[0].weights)
+    weights = [b.weights for b in batches if b.weights is not None]
+    return Group(
+        passes, concatenated([b.y for b in batches]), size, torch.cat(weights) if weights else None
+    )
 
 
 def own(group: Group) -> Group:
@@ -235,7 +271,7 @@ def reads_channels_last(model: nn.Module, x: Any, expected: Any = None) -> bool:
         x: inputs on the model's device, of which two samples are tried.
         expected: what it gives for these two in the default layout, to compare with.
     """
-    tensors = [leaf for leaf in tree_flatten(x)[0] if isinstance(leaf, Tensor)]
+    tensors = tensors_in(x)
     if not any(tensor.dim() == 4 for tensor in tensors):
         return False
     few = Batch(first_samples(x), None, 1)
@@ -252,7 +288,8 @@ def _split(
 ) -> list[Batch]:
     if samples is not None:
         check_count("samples", samples, total)
-        chosen = torch.randperm(total, generator=generator(seed))[:samples].sort().values
+        order = torch.randperm(total, generator=generator(seed), device="cpu")
+        chosen = order[:samples].sort().values
         x, y = _chosen(x, chosen), _chosen(y, chosen)
         total = samples
     return split(Batch(x, y, total), batch_size)
@@ -260,14 +297,14 @@ def _split(
 
 def _chosen(side: Any, samples: Tensor) -> Any:
     """Return some samples of nested data; what holds no samples stays as it is."""
-    return tree_map(lambda t: t[samples.to(t.device)] if is_batch(t) else t, side)
+    return map_tensors(lambda t: t[samples.to(t.device)] if is_batch(t) else t, side)
 
 
 def _common_length(x: Any, y: Any) -> int:
-    leaves = tree_flatten((x, y))[0]
-    lengths = {len(t) for t in leaves if isinstance(t, Tensor) and t.dim() > 0}
+    held = [*leaves(x), *leaves(y)]
+    lengths = {len(t) for t in held if is_batch(t)}
     if not lengths:
-        kinds = sorted({type(leaf).__name__ for leaf in leaves})
+        kinds = sorted({type(leaf).__name__ for leaf in held})
         raise TypeError(f"data: expected tensors of samples in x and y, got {', '.join(kinds)}")
     if len(lengths) != 1:
         raise ValueError(

@@ -114,7 +114,7 @@ def cost(
         batches, _ = read_batches(data, samples, batch_size or DEFAULT_BATCH, 0)
         used = sum(batch.size for batch in batches)
         example = first_samples(batches[0].x)
-        at = Points(model, slice, example, dtype, False, 0, "frozen", (), ())
+        at = Points(model, slice, example, dtype)
         net = at.model
         per_sample = net.work.flops
         if gpu is not None:
@@ -142,7 +142,7 @@ def _seconds(at: Points, batch: Batch) -> float:
     best = float("inf")
     for attempt in range(3):
         started = time.perf_counter()
-        at.run_at(0, batch)
+        at.run_at(0, batch.x)
         if at.model.device.type == "cuda":
             torch.cuda.synchronize(at.model.device)
         if attempt:

@@ -46,8 +46,9 @@ WINDOW = 64
 
 _local = threading.local()
 
-# Threads of one process take turns: tracing a model and drawing random numbers both change what is
-# the whole process's.
+# Callers of one process take turns, and so do workers that are threads of one: tracing a model and
+# drawing random numbers both change what is the whole process's.
+TURN = threading.RLock()
 _turn = threading.Lock()
 
 

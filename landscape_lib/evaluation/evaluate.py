@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from functools import partial
@@ -19,30 +19,14 @@ from torch import nn
 
 from landscape_lib import runtime
 from landscape_lib.evaluation import precision
-from landscape_lib.evaluation.batches import (
-    Batch,
-    first_batches,
-    first_samples,
-    group,
-    read_batches,
-    read_stages,
-    split,
-)
-from landscape_lib.evaluation.batchnorm import check_statistics, clamped
-from landscape_lib.evaluation.measures import Measure, Measures, mean_and_error
-from landscape_lib.evaluation.points import Points
-from landscape_lib.evaluation.settings import check_points, check_population, check_settings
-from landscape_lib.evaluation.task import Task, choose_method, run_all
-from landscape_lib.evaluation.workload import DEFAULT_BATCH, fastest_batch
-from landscape_lib.fingerprint import describe_callable, describe_model, digest, to_json
+from landscape_lib.evaluation.batchnorm import statistics_of
+from landscape_lib.evaluation.distribute import TURN
+from landscape_lib.evaluation.measures import SUMS, Measure, mean_and_error
+from landscape_lib.evaluation.prepare import prepare
+from landscape_lib.evaluation.settings import Settings, check_points
+from landscape_lib.evaluation.task import run_all
 from landscape_lib.slices import FloatArray, Slice
 from landscape_lib.weights import Weights
-
-# Samples on which model, loss and metrics are tried before any work.
-TRIED = 32
-
-# Samples whose outputs are measured in one go, so that measuring costs little beside computing.
-MEASURED_TOGETHER = 4096
 
 
 def evaluate(
@@ -69,6 +53,7 @@ def evaluate(
     executor: Executor | None = None,
     progress: bool = True,
     seed: int = 0,
+    shortcuts: bool = True,
 ) -> xr.Dataset:
     """Evaluate a model's loss and metrics at every point of a slice.
 
@@ -81,7 +66,8 @@ def evaluate(
         data: anything with ``x`` and ``y`` (first dimension: samples), or an iterable of
             ``(x, y)`` batches, read once.
         loss: callable ``(output, target) -> scalar mean``. Losses that take
-            ``reduction="none"`` also give standard errors. Weight decay is not part of it.
+            ``reduction="none"`` also give standard errors; class weights and ignored targets count
+            as the loss counts them. Weight decay is not part of it.
         metrics: name -> callable ``(output, target)`` giving one value per sample, or a scalar
             mean. ``None`` means accuracy if the targets are class indices.
         batchnorm: which statistics batch norm uses; four different functions.
@@ -126,15 +112,17 @@ def evaluate(
         store: path of a file to which finished points are written; resumes from it if it exists.
             A process that is killed loses only what it was computing. ``xarray.open_dataset`` shows
             at any time what is known of the surface; see ``surface_store``.
-        executor: run chunks of points on its workers; see ``distribute``. Two threads of one
-            process must not evaluate at the same time: random numbers and tracing are shared.
+        executor: run chunks of points on its workers; see ``distribute``. Threads of one process
+            take turns: random numbers are shared.
         progress: show a progress bar if it takes longer than two seconds.
         seed: of the subset and of random numbers drawn by the model.
+        shortcuts: take ways that give the same numbers faster, see ``evaluation.shortcuts``.
 
     Returns:
         Dataset with dimensions ``("alpha",)``, ``("alpha", "beta")`` or ``("point",)`` and the
         variables ``loss``, ``loss_se``, one pair per metric, and ``samples``. NaN and inf stay. A
-        standard error is NaN where the samples are a part of the population and all agree.
+        standard error is NaN where the samples are a part of the population and all agree, and for
+        a measure that gives only means of batches.
         The attribute ``flops`` is the work of the model as it is written, at all points of the
         result: what ``first_layer`` spares, and points out of the store, count in full.
 
@@ -143,109 +131,55 @@ def evaluate(
         OSError: ``store`` cannot be written.
         StoreMismatch: ``store`` holds another computation; it is left untouched.
     """
-    settings = {
-        "batchnorm": batchnorm,
-        "calibration_samples": calibration_samples,
-        "dtype": dtype,
-        "method": method,
-        "tolerance": tolerance,
-        "reference": reference,
-        "batch_size": batch_size,
-        "chunk_size": chunk_size,
-        "training": training,
-        "store": store,
-        "executor": executor,
-    }
-    check_settings(model, slice, settings)
-    batchnorm, method = str(batchnorm), str(method)  # numpy's strings are no netCDF attributes
-    along = check_statistics(model, statistics, batchnorm, len(slice.basis))
+    asked = Settings(
+        loss,
+        metrics,
+        batchnorm,
+        statistics,
+        calibration_samples,
+        dtype,
+        method,
+        samples,
+        tolerance,
+        population,
+        points,
+        reference,
+        batch_size,
+        chunk_size,
+        training,
+        store,
+        executor,
+        progress,
+        seed,
+        shortcuts,
+    )
+    asked.check(model, slice)
     wanted = check_points(points, len(slice))
-
+    _warn_of_statistics(model, slice, batchnorm)
     started = time.perf_counter()
-    with runtime.isolated_random_state(seed):
-        size = batch_size or DEFAULT_BATCH
-        read, total = read_stages(data, samples, tolerance, size, seed)
-        used = sum(batch.size for stage in read for batch in stage)
-        population = total if population is None else check_population(population, used)
-        calibration: list[Batch] = []
-        if batchnorm == "reestimated" and hasattr(data, "x"):
-            calibration, _ = read_batches(data, min(calibration_samples, total), size, seed)
-        elif batchnorm == "reestimated":
-            calibration = first_batches(read[0], calibration_samples)
-        example = first_samples(read[0][0].x)
-        at = Points(model, slice, example, dtype, training, seed, batchnorm, along, calibration)
-        net = at.model
-        first = read[0][0]
-        if hasattr(data, "x"):
-            first = split(first, TRIED)[0]
-        first = net.lay_out([first])[0]
-        output = at.output_of_model(first)
-        targets = [batch.y for stage in read for batch in stage]
-        measures = Measures(loss, metrics, output, first.y, first.size, targets)
-        free = batch_size is None and hasattr(data, "x") and measures.per_sample
-        free = free and batchnorm in ("frozen", "interpolated")
-        best = fastest_batch(net.work, net.device) if free else read[0][0].size
-        if method == "auto":
-            together = read[0][0].size
-            if free and net.device.type != "cpu":
-                together = min(best, sum(batch.size for batch in read[0]))
-            method = choose_method(model, net.device, net.work, together, batchnorm)
-            if method == "vmap" and not at.can_vmap(first, measures):
-                method = "loop"
-        at.choose(method)
-        if free and method == "loop":
-            size = best
-            read, _ = read_stages(data, samples, tolerance, size, seed)
-        read = [net.lay_out(stage) for stage in read]
-        apart = measures.per_sample and at.keeps_samples_apart(first, output)
-        together = MEASURED_TOGETHER if apart else 0
-        stages = [group(stage, together) for stage in read]
-        names = measures.names
-        if reference is not None:
-            stages = [at.with_reference(stage, measures, reference) for stage in stages]
-            names += tuple(f"{name}_difference" for name in measures.names)
-        stages = at.shorten(stages, method)
-        task = Task(at, measures, stages, names, method, tolerance, float(population))
-        precise = net.autocasts or net.dtype != torch.float32
-        products = "" if precise else precision.float32_products(net.device)
-        fingerprint = {
-            "model": digest([describe_model(model), dict(model.named_buffers())]),
-            "slice": digest([list(slice.basis), slice.coefficients(slice.coordinates)]),
-            "data": digest([[batch.x, batch.y] for stage in read for batch in stage]),
-            "loss": describe_callable(loss),
-            "metrics": digest({n: describe_callable(m) for n, m in (metrics or {}).items()}),
-            "batchnorm": digest([batchnorm, list(along), [batch.x for batch in calibration]]),
-            "dtype": f"{dtype} by autocast" if net.autocasts else str(dtype),
-            "float32_products": products,
-            "method": method,
-            "training": str(training),
-            "seed": str(seed),
-            "batch_size": str(size),
-            "tolerance": str((tolerance, population) if tolerance else None),
-            "reference": digest(reference),
-        }
-        attributes: dict[str, Any] = {
-            "fingerprint": to_json(fingerprint),
-            "batchnorm": batchnorm,
-            "dtype": str(dtype or net.dtype).removeprefix("torch.")
-            + (" by autocast" if net.autocasts else ""),
-            "method": method,
-            "population": float(population),
-            "data": getattr(data, "source", type(data).__name__),
-            "device": runtime.device_name(net.device),
-            "versions": json.dumps({"torch": str(torch.__version__), "xarray": xr.__version__}),
-        }
-        if products:
-            attributes["float32_products"] = products
-        if batchnorm == "interpolated":
-            coefficients = torch.from_numpy(slice.coefficients(slice.coordinates))
-            attributes["variance_clamped_points"] = int(clamped(along, coefficients).sum())
-        surface = partial(_dataset, slice, names, float(population), attributes)
-        values = run_all(task, wanted, chunk_size, store, executor, fingerprint, surface, progress)
+    device = next(model.parameters()).device
+    with TURN, runtime.isolated_random_state(seed), precision.as_written(device):
+        task, fingerprint, attributes = prepare(model, slice, data, asked)
+        surface = partial(_dataset, slice, task.names, task.population, attributes)
+        values = run_all(
+            task, wanted, chunk_size, asked.path, executor, fingerprint, surface, progress
+        )
     return surface(values).assign_attrs(
         seconds=round(time.perf_counter() - started, 3),
-        flops=float(np.nansum(values[:, -1])) * net.work.flops,
+        flops=float(np.nansum(values[:, -1])) * task.points.model.work.flops,
     )
+
+
+def _warn_of_statistics(model: nn.Module, slice: Slice, policy: str) -> None:
+    """Say that a line between two models does not end at the second one, if it does not."""
+    if policy == "frozen" and slice.ends_are_models and statistics_of(model):
+        warnings.warn(
+            "batchnorm='frozen': all points of the line have the running statistics of the model "
+            "given, so an end is its own model only if it has them, too. To take statistics "
+            "along: batchnorm='interpolated', statistics=[batchnorm.statistics_of(start), "
+            "batchnorm.statistics_of(end)]",
+            stacklevel=3,
+        )
 
 
 def _dataset(
@@ -255,7 +189,7 @@ def _dataset(
     attributes: dict[str, Any],
     values: FloatArray,
 ) -> xr.Dataset:
-    sums = values[:, :-1].reshape(len(values), len(names), 2)
+    sums = values[:, :-1].reshape(len(values), len(names), SUMS)
     mean, error = mean_and_error(sums, values[:, -1:], population)
     variables: dict[str, Any] = {}
     for k, name in enumerate(names):

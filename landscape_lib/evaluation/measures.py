@@ -1,4 +1,9 @@
-"""What is measured at a point: loss and metrics, per sample, with their standard errors."""
+"""What is measured at a point: loss and metrics as sums over samples, with their standard errors.
+
+A mean over samples is a ratio: of a sum of values and a sum of weights. For most losses every
+sample has the weight 1. A loss with class weights, or that leaves out some targets, gives each
+sample another one, and batches must not be averaged as if it did not: both sums are kept.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +11,17 @@ import copy
 import inspect
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor
-from torch.utils._pytree import tree_flatten
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_map
 
 from landscape_lib.weights import float64
 
@@ -25,6 +31,17 @@ Measure = Callable[[Any, Any], Tensor]
 _RESERVED = re.compile(
     r"loss|samples|alpha|beta|point|c\d+|.*_se|.*_difference|values|done|variable"
 )
+
+# The sums that are kept of each measure: of values v, of v^2, of v w, of weights w, of w^2.
+SUMS = 5
+
+
+class Seen(NamedTuple):
+    """The output of a model on a batch, at the caller's own weights, with its targets."""
+
+    output: Any
+    target: Any
+    size: int
 
 
 def accuracy(output: Tensor, target: Tensor) -> Tensor:
@@ -41,6 +58,39 @@ def accuracy(output: Tensor, target: Tensor) -> Tensor:
     return torch.where(output.isnan().any(dim=1), torch.nan, correct)
 
 
+@dataclass(frozen=True)
+class _One:
+    """One measure.
+
+    Attributes:
+        function: what is called with outputs and targets.
+        per_sample: whether it gives values of samples, and not only means of batches.
+        weighed: whether samples have weights of their own, which are then given from outside.
+        left_out: the target that does not count, for an accuracy.
+    """
+
+    function: Measure
+    per_sample: bool
+    weighed: bool = False
+    left_out: int | None = None
+
+    def values_and_weights(
+        self, output: Any, target: Any, size: int, weights: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Return float64 values and weights of the samples; a mean of a batch in every place."""
+        value = float64(self.function(output, target))
+        if not self.per_sample:
+            return value.expand(size), torch.ones_like(value).expand(size)
+        value = value.reshape(size, -1)
+        if self.left_out is not None:
+            counts = (target != self.left_out).reshape(size, -1)
+            # Of the mean over what counts in a sample, so that a sample is what is drawn.
+            return torch.where(counts, value, 0.0).sum(1), counts.to(value.dtype).sum(1)
+        if self.weighed and weights is not None:
+            return value.sum(1), weights
+        return value.mean(dim=1), torch.ones_like(value[:, 0])
+
+
 class Measures:
     """Loss and metrics as sums over samples, ready to be accumulated over batches.
 
@@ -48,12 +98,9 @@ class Measures:
         loss: callable ``(output, target) -> scalar mean``. If it also takes
             ``reduction="none"``, as the losses of torch do, standard errors are available.
         metrics: name -> callable ``(output, target)`` that returns one value per sample (N,) or
-            the mean as a scalar; ``None`` means accuracy where targets are class indices.
-        output: the model's output for one batch, on which everything is tried.
-        target: the targets of that batch.
-        size: N, the number of samples in that batch.
-        targets: of all batches. A loss that leaves out some of them (``ignore_index``) or that
-            weighs classes is measured by its own mean of each batch, without standard errors.
+            the mean as a scalar; ``None`` means accuracy where targets are class indices, those
+            that the loss ignores left out.
+        seen: one batch, on which everything is tried.
 
     Raises:
         TypeError: ``loss`` or a metric is not callable or returns no tensor; ``metrics`` is not a
@@ -62,78 +109,130 @@ class Measures:
             a metric has a reserved name.
     """
 
-    def __init__(
-        self,
-        loss: Measure,
-        metrics: Mapping[str, Measure] | None,
-        output: Any,
-        target: Any,
-        size: int,
-        targets: Sequence[Any] = (),
-    ) -> None:
+    def __init__(self, loss: Measure, metrics: Mapping[str, Measure] | None, seen: Seen) -> None:
+        self._loss, self._mean = _choose_loss(loss, seen), loss
+        self._ones: dict[str, _One] = {"loss": self._loss}
         if metrics is None:
-            metrics = {"accuracy": accuracy} if _is_classification(output, target) else {}
+            left_out = _ignored(loss)
+            if _is_classification(seen, left_out):
+                self._ones["accuracy"] = _One(accuracy, True, left_out=left_out)
+            metrics = {}
         if not isinstance(metrics, Mapping):
             raise TypeError(
                 f"metrics: expected a mapping from names to callables, got {type(metrics).__name__}"
             )
-        for name in metrics:
+        for name, metric in metrics.items():
             if not isinstance(name, str) or _RESERVED.fullmatch(name):
                 raise ValueError(f"metrics: expected a name that is not reserved, got {name!r}")
-        self._functions: dict[str, tuple[Measure, bool]] = {
-            "loss": _choose_loss(
-                loss, output, target, size, _weighs(loss) or _ignores(loss, targets)
-            )
-        }
-        for name, metric in metrics.items():
-            value = _try(metric, f"metrics[{name!r}]", output, target)
-            self._functions[name] = (metric, _is_per_sample(value, size, f"metrics[{name!r}]"))
+            if not name or not name.isprintable() or "/" in name:
+                raise ValueError(
+                    f"metrics: expected a name of printable characters without '/', got {name!r}"
+                )
+            value = _try(metric, f"metrics[{name!r}]", seen)
+            self._ones[name] = _One(metric, _is_per_sample(value, seen, f"metrics[{name!r}]"))
 
     @property
     def names(self) -> tuple[str, ...]:
         """``"loss"``, then the names of the metrics."""
-        return tuple(self._functions)
+        return tuple(self._ones)
 
     @property
     def per_sample(self) -> bool:
         """Whether every measure gives one value per sample."""
-        return all(per_sample for _, per_sample in self._functions.values())
+        return all(one.per_sample for one in self._ones.values())
 
-    def values(self, output: Any, target: Any, size: int) -> tuple[Tensor, Tensor]:
-        """Return float64 values of one batch: per sample, and the same with NaN for mere means.
+    def is_even(self, targets: Any) -> bool:
+        """Say whether all samples are known, without trying, to weigh the same in the loss.
 
-        Pure tensor operations, so that it also works inside ``torch.vmap``.
+        Args:
+            targets: of all batches, nested in any way.
+        """
+        return not self._loss.per_sample or _weighs_evenly(self._mean, targets)
+
+    def keep_apart(self, seen: Seen) -> bool:
+        """Measure a batch in two parts, and take those that see the batch for means of batches.
 
         Returns:
-            Two tensors of shape (measures, size). A measure that gives only means has its mean in
-            every place of the first, and NaN in the second.
+            Whether any output may be cut and joined: every measure gives the same either way.
         """
-        rows, known = [], []
-        for function, per_sample in self._functions.values():
-            value = float64(function(output, target))
-            if per_sample:
-                value = value.reshape(size, -1).mean(dim=1)
-                rows.append(value)
-                known.append(value)
-            else:
-                rows.append(value.expand(size))
-                known.append(rows[-1] * math.nan)
-        return torch.stack(rows), torch.stack(known)
+        if seen.size < 2:
+            return False
+        for name, one in self._ones.items():
+            if not one.per_sample:
+                continue
+            parts = [_values(one, _samples(seen, part)) for part in _halves(seen.size)]
+            if not _close(torch.cat(parts), _values(one, seen)):
+                function = self._mean if name == "loss" else partial(_mean_of, one.function)
+                self._ones[name] = replace(one, function=function, per_sample=False)
+        self._loss = self._ones["loss"]
+        return self.per_sample
 
-    def sums(self, output: Any, target: Any, size: int, reference: Tensor | None = None) -> Tensor:
-        """Return float64 sums over one batch, shape (measures, 2): of values, of squares.
+    def weights(self, seen: Seen) -> tuple[Tensor, bool]:
+        """Return what each sample weighs in the loss, shape (size,), and if all weigh the same.
 
-        The sum of squares is NaN for a measure that gives only means. With ``reference``, the
-        values of the same samples at another point, as many rows again follow for the differences
-        from it.
+        The per-sample form of the loss is compared with the mean that the loss itself gives. Where
+        they differ the weight of a sample is what its values are divided by when it is alone.
+
+        Raises:
+            UnevenLoss: that is not what the loss does.
         """
-        values, known = self.values(output, target, size)
-        rows = [torch.stack([values.sum(1), known.square().sum(1)], dim=1)]
+        values = float64(self._loss.function(seen.output, seen.target)).reshape(seen.size, -1)
+        mean = float64(self._mean(seen.output, seen.target)).mean()
+        if _close(values.mean(), mean):
+            return torch.full_like(values[:, 0], values.shape[1]), True
+        rows = []
+        for k in range(seen.size):
+            one = _samples(seen, slice(k, k + 1))
+            alone = float64(self._mean(one.output, one.target)).mean()
+            total = values[k].sum()
+            # 0 / 0 if nothing of the sample counts.
+            rows.append(torch.where(alone.isnan() & (total == 0), 0.0, total / alone))
+        weights = torch.stack(rows)
+        if weights.isfinite().all() and _close(values.sum() / weights.sum(), mean):
+            return weights, False
+        raise UnevenLoss
+
+    def weigh(self) -> None:
+        """Expect weights of samples from now on, for the loss."""
+        self._loss = self._ones["loss"] = replace(self._loss, weighed=True)
+
+    def only_means(self) -> None:
+        """Measure the loss by its own mean of each batch, without standard errors."""
+        self._loss = self._ones["loss"] = _One(self._mean, False)
+
+    def values(
+        self, output: Any, target: Any, size: int, weights: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return float64 values and weights of one batch, shape (measures, size) each."""
+        pairs = [o.values_and_weights(output, target, size, weights) for o in self._ones.values()]
+        values, weighed = zip(*pairs, strict=True)
+        return torch.stack(values), torch.stack(weighed)
+
+    def sums(
+        self,
+        output: Any,
+        target: Any,
+        size: int,
+        weights: Tensor | None = None,
+        reference: Tensor | None = None,
+    ) -> Tensor:
+        """Return float64 sums over one batch, shape (measures, 5), see ``SUMS``.
+
+        Pure tensor operations, so that it also works inside ``torch.vmap``. The sum of squares is
+        NaN for a measure that gives only means. With ``reference``, the values of the same samples
+        at another point, as many rows again follow for the differences from it.
+        """
+        values, w = self.values(output, target, size, weights)
+        known = values.new_tensor([0.0 if o.per_sample else math.nan for o in self._ones.values()])
+        rows = [_five(values, w, known)]
         if reference is not None:
             # Subtracted sample by sample: what all points have in common cancels.
-            apart = torch.stack([(values - reference).sum(1), (known - reference).square().sum(1)])
-            rows.append(apart.T)
+            rows.append(_five(values - reference, w, known))
         return torch.cat(rows)
+
+
+class UnevenLoss(Exception):
+    """The mean that a loss gives is no weighted mean of its per-sample values."""
 
 
 def mean_and_error(
@@ -141,43 +240,77 @@ def mean_and_error(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Turn sums into means and standard errors of the mean.
 
-    The standard error is ``s / sqrt(n) * sqrt((N - n) / (N - 1))`` with the sample standard
-    deviation s: the second factor is the correction for drawing n samples from a finite population
-    of N without replacement; it is 0 when all were drawn.
+    The mean is the ratio of the sums of values v and weights w. With the residuals
+    ``e = v - mean w`` its standard error is ``s_e / (mean of w) / sqrt(n) * sqrt((N - n) / N)``
+    (Cochran, Sampling Techniques, 1977, sections 2.6 and 6.4). The last factor is the correction
+    for drawing n samples from a finite population of N without replacement; it is 0 when all were
+    drawn. Where all weights are 1 this is the usual ``s / sqrt(n)``.
 
     Args:
-        sums: shape (..., 2), as from :meth:`Measures.sums`.
+        sums: shape (..., 5), as from :meth:`Measures.sums`.
         samples: n, one number or shape (...).
         population: N; ``math.inf`` for the distribution that the data came from.
 
     Returns:
         Means and standard errors, shape (...). Where a part of the population all has one value,
-        as hits of a good model have, its spread says nothing: the error is NaN.
+        as hits of a good model have, its spread says nothing: the error is NaN. So it is where
+        only means of batches are known.
     """
     n = np.asarray(samples, dtype=np.float64)
+    v, vv, vw, w, ww = np.moveaxis(sums, -1, 0)
     with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
-        mean = sums[..., 0] / n
-        correction = 1.0 if math.isinf(population) else (population - n) / max(population - 1, 1)
-        variance = (sums[..., 1] - n * mean**2) / (n - 1)
+        mean = v / w
+        correction = 1.0 if math.isinf(population) else (population - n) / population
+        variance = (vv - 2 * mean * vw + mean**2 * ww) / (n - 1)
         # Where all samples agree, rounding can leave a tiny variance, negative or positive.
-        noise = 1e-13 * mean**2
+        noise = 1e-13 * mean**2 * ww / n
         variance = np.where(variance <= noise, np.nan, variance)
-        error = np.sqrt(variance / n * correction)
-    everything = (n >= population) & np.isfinite(mean)
+        error = np.sqrt(variance / n * correction) / (w / n)
+    everything = (n >= population) & np.isfinite(mean) & ~np.isnan(vv)
     return mean, np.where(everything, 0.0, np.where(n > 1, error, np.nan))
 
 
-def _is_classification(output: Any, target: Any) -> bool:
+def _five(values: Tensor, weights: Tensor, known: Tensor) -> Tensor:
+    squares = values**2 + known[:, None]  # NaN says that there is no error; the mean stays
+    products = (values, squares, values * weights, weights, weights**2)
+    return torch.stack([product.sum(1) for product in products], dim=1)
+
+
+def _weighs_evenly(loss: Any, targets: Any) -> bool:
+    """Say whether a loss is one of torch's that gives the mean of its values for these targets."""
+    keywords = getattr(loss, "keywords", {})
+    function = getattr(loss, "func", loss)
+    if keywords.get("weight") is not None or getattr(loss, "weight", None) is not None:
+        return False
+    if function in (F.mse_loss, F.l1_loss) or type(loss) in (nn.MSELoss, nn.L1Loss):
+        return True
+    if function is not F.cross_entropy and type(loss) is not nn.CrossEntropyLoss:
+        return False
+    left_out = _ignored(loss)
+    leaves = [t for t in tree_flatten(targets)[0] if isinstance(t, Tensor)]
+    return not any(bool((t == left_out).any()) for t in leaves if not t.is_floating_point())
+
+
+def _ignored(loss: Any) -> int:
+    """Return the target that the loss leaves out: torch's default unless it says another."""
+    keywords = getattr(loss, "keywords", {})
+    value = keywords.get("ignore_index", getattr(loss, "ignore_index", -100))
+    return int(value) if isinstance(value, int) else -100
+
+
+def _is_classification(seen: Seen, left_out: int) -> bool:
+    output, target = seen.output, seen.target
     if not isinstance(output, Tensor) or not isinstance(target, Tensor):
         return False
     if target.is_floating_point() or output.dim() != target.dim() + 1:
         return False
     classes = output.shape[1]
     fits = output.shape[:1] + output.shape[2:] == target.shape
-    return fits and classes > 1 and bool((target < classes).all())
+    known = (target < classes) | (target == left_out)
+    return fits and classes > 1 and bool(known.all())
 
 
-def _try(function: Measure, name: str, output: Any, target: Any) -> Tensor:
+def _try(function: Measure, name: str, seen: Seen) -> Tensor:
     if inspect.isclass(function):
         raise TypeError(
             f"{name}: expected a callable (output, target), got the class {function.__name__}: "
@@ -187,71 +320,45 @@ def _try(function: Measure, name: str, output: Any, target: Any) -> Tensor:
         raise TypeError(
             f"{name}: expected a callable (output, target), got {type(function).__name__}"
         )
-    value = function(output, target)
+    try:
+        value = function(seen.output, seen.target)
+    except Exception as error:
+        error.add_note(f"landscape_lib: {name} was tried on a few samples")
+        raise
     if not isinstance(value, Tensor):
         raise TypeError(f"{name}: expected it to return a tensor, got {type(value).__name__}")
     return value
 
 
-def _is_per_sample(value: Tensor, size: int, name: str) -> bool:
+def _is_per_sample(value: Tensor, seen: Seen, name: str) -> bool:
     if value.dim() == 0:
         return False
-    if value.shape[0] == size:
+    if value.shape[0] == seen.size:
         return True
     raise ValueError(
-        f"{name}: expected a scalar or one value per sample, shape ({size},), "
+        f"{name}: expected a scalar or one value per sample, shape ({seen.size},), "
         f"got shape {tuple(value.shape)}"
     )
 
 
-def _weighs(loss: Measure) -> bool:
-    """Say whether the loss divides by the weights of the classes that it meets."""
-    keywords = getattr(loss, "keywords", {})
-    by_class = (torch.nn.CrossEntropyLoss, torch.nn.NLLLoss)
-    weight = keywords.get("weight", getattr(loss, "weight", None))
-    function = getattr(loss, "func", None)
-    of_torch = isinstance(loss, by_class) or function in (F.cross_entropy, F.nll_loss)
-    return of_torch and weight is not None
-
-
-def _ignores(loss: Measure, targets: Sequence[Any]) -> bool:
-    """Say whether the loss leaves out one of the targets."""
-    keywords = getattr(loss, "keywords", {})
-    left_out = keywords.get("ignore_index", getattr(loss, "ignore_index", -100))
-    leaves = [leaf for leaf in tree_flatten(list(targets))[0] if isinstance(leaf, Tensor)]
-    return any(bool((t == left_out).any()) for t in leaves if not t.is_floating_point())
-
-
-def _choose_loss(
-    loss: Measure, output: Any, target: Any, size: int, uneven: bool
-) -> tuple[Measure, bool]:
-    """Prefer the per-sample form of the loss, if its mean is what the loss itself gives.
-
-    ``uneven`` says that it is not, for targets that may come later.
-    """
+def _choose_loss(loss: Measure, seen: Seen) -> _One:
+    """Prefer the per-sample form of the loss, if it has one."""
     keywords = getattr(loss, "keywords", {})
     if keywords.get("reduction", getattr(loss, "reduction", None)) == "sum":
         raise ValueError("loss: expected one that gives the mean, got reduction='sum'")
-    mean = _try(loss, "loss", output, target)
+    mean = _try(loss, "loss", seen)
     if mean.dim() > 0:
-        return loss, _is_per_sample(mean, size, "loss")
-    unreduced = None if uneven else _unreduced(loss)
-    if unreduced is not None:
-        values = unreduced(output, target)
-        # A loss with class weights or ignored targets averages in another way: then only its own
-        # mean is right, and there is no standard error.
-        tiny = 1000 * torch.finfo(mean.dtype).eps
-        if (
-            values.dim() > 0
-            and values.shape[0] == size
-            and torch.allclose(values.mean(), mean, rtol=tiny, atol=tiny, equal_nan=True)
-        ):
-            return unreduced, True
-    return loss, False
+        return _One(loss, _is_per_sample(mean, seen, "loss"))
+    unreduced = _unreduced(loss)
+    if unreduced is None:
+        return _One(loss, False)
+    values = unreduced(seen.output, seen.target)
+    fits = values.dim() > 0 and values.shape[0] == seen.size
+    return _One(unreduced, True) if fits else _One(loss, False)
 
 
 def _unreduced(loss: Any) -> Measure | None:
-    if isinstance(loss, torch.nn.Module):
+    if isinstance(loss, nn.Module):
         if getattr(loss, "reduction", None) != "mean":
             return None
         loss = copy.copy(loss)
@@ -262,3 +369,26 @@ def _unreduced(loss: Any) -> Measure | None:
     except (TypeError, ValueError):
         return None
     return partial(loss, reduction="none") if "reduction" in parameters else None
+
+
+def _mean_of(function: Measure, output: Any, target: Any) -> Tensor:
+    return float64(function(output, target)).mean()
+
+
+def _values(one: _One, seen: Seen) -> Tensor:
+    return float64(one.function(seen.output, seen.target)).reshape(seen.size, -1).sum(1)
+
+
+def _halves(size: int) -> tuple[slice, slice]:
+    return slice(0, size // 2), slice(size // 2, size)
+
+
+def _samples(seen: Seen, part: slice) -> Seen:
+    """Return some samples of what was seen; the output is a tensor."""
+    cut = lambda t: t[part] if isinstance(t, Tensor) and t.dim() else t  # noqa: E731
+    return Seen(seen.output[part], tree_map(cut, seen.target), part.stop - part.start)
+
+
+def _close(found: Tensor, expected: Tensor) -> bool:
+    """Say whether float64 results of float32 computations agree."""
+    return torch.allclose(found, expected, rtol=1e-5, atol=1e-6, equal_nan=True)

@@ -1,9 +1,8 @@
-"""A private copy of a model whose weights are one vector, so that moving it is one copy."""
+"""A private copy of a model that can be moved to any weights."""
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -11,11 +10,11 @@ from torch import Tensor, nn
 
 from landscape_lib.evaluation import batchnorm, precision
 from landscape_lib.evaluation.batches import Batch, channels_last_pays, move, reads_channels_last
-from landscape_lib.evaluation.layout import Layout
+from landscape_lib.evaluation.nested import cloned
 from landscape_lib.evaluation.shortcuts import fusing
 from landscape_lib.evaluation.shortcuts.folding import can_fold
 from landscape_lib.evaluation.shortcuts.prepared import Prepared, Shortcuts
-from landscape_lib.evaluation.trials import cloned, habits, output_of
+from landscape_lib.evaluation.trials import habits, output_of, private_copy
 from landscape_lib.evaluation.workload import workload
 from landscape_lib.runtime import restart_random_numbers
 from landscape_lib.weights import Weights
@@ -26,6 +25,9 @@ T = TypeVar("T")
 class Movable:
     """A copy of a model that can be moved to any weights.
 
+    Every parameter keeps its own dtype; those of whole numbers stay where they are. A model that
+    remembers something from one pass for the next is copied anew for each weights.
+
     Args:
         model: it is copied.
         example: inputs of a few samples, on which it is tried what the model can do.
@@ -34,15 +36,15 @@ class Movable:
         training: run in training mode; batch norm follows its policy all the same.
         seed: of random numbers that the model draws: the same at all weights.
         policy: of batch norm, one of ``batchnorm.POLICIES``.
+        allowed: whether shortcuts may be taken.
 
     Attributes:
+        module: the copy.
         device: of the model.
-        dtype: of its weights.
-        precise: in which weights are built: at least float32, since a step along a direction can be
-            smaller than bfloat16 resolves.
-        layout: of the vector.
-        draws: whether it draws random numbers.
+        dtype: of its inputs.
+        habits: what it does beside computing.
         shortcuts: what :attr:`prepared` makes use of.
+        channels_last: whether images and filters are stored that way.
         statistics: the model's own running statistics, in full precision.
         work: of one sample.
     """
@@ -55,34 +57,39 @@ class Movable:
         training: bool,
         seed: int,
         policy: str,
+        allowed: bool = True,
     ) -> None:
-        self._seed = seed
+        self._seed, self._allowed = seed, allowed
         self._ready: Prepared | None = None
-        self._probe = copy.deepcopy(model).train(training).requires_grad_(False)
-        batchnorm.follow_running_statistics(self._probe)
+        module = private_copy(model).train(training).requires_grad_(False)
+        batchnorm.follow_running_statistics(module)
         if policy == "batch":
-            batchnorm.use_batch_statistics(self._probe)
-        first = next(self._probe.parameters())
+            batchnorm.use_batch_statistics(module)
+        first = next((p for p in module.parameters() if p.is_floating_point()), None)
+        if first is None:
+            raise ValueError("model: expected parameters of floating-point numbers, got none")
         self.device = first.device
         example = cloned(example)
         own = move(Batch(example, None, 1), self.device, first.dtype).x
-        self._overwrites = False
-        self.shortcuts = Shortcuts(fold=can_fold(self._probe, own))
         # With autocast in float32: it leaves float64 as it is.
         self._autocast = dtype if precision.autocasts(self.device, dtype) else None
-        self._probe.to(dtype=torch.float32 if self._autocast else dtype)
-        self.dtype = next(self._probe.parameters()).dtype
-        self.precise = torch.promote_types(self.dtype, torch.float32)
-        self.statistics = self.to_precise(batchnorm.statistics_of(model))
-        buffers = dict(self._probe.named_buffers())
-        self._buffers = {n: b.clone() for n, b in buffers.items() if n not in self.statistics}
+        fold = allowed and can_fold(module, own)
+        module.to(dtype=torch.float32 if self._autocast else dtype)
+        self.dtype = torch.float32 if self._autocast else dtype or first.dtype
+        self.statistics = {
+            name: t.to(self.device, torch.promote_types(t.dtype, torch.float32))
+            for name, t in batchnorm.statistics_of(model).items()
+        }
         self._example = move(Batch(example, None, 1), self.device, self.dtype).x
-        # Dropout draws its mask in the order in which values are stored: under vmap that is not
-        # channels-last.
-        self._overwrites, draws = habits(lambda x: self.run(self._probe, x), self._example)
-        self.draws = training or draws
-        self.work = self.run(workload, self._probe, self._example)
-        self._store(channels_last=False)
+        self._overwrites = False
+        self.habits = habits(self.run, module, self._example)
+        self._overwrites = self.habits.overwrites
+        self.draws = training or self.habits.draws
+        self.work = self.run(workload, module, self._example)
+        self.channels_last = False
+        self._pristine = module if self.habits.remembers else None
+        self.shortcuts = Shortcuts(fold=fold and not self.habits.remembers)
+        self._take(private_copy(module) if self.habits.remembers else module)
         if self.device.type == "cpu":  # whatever the method
             self._choose_layout()
 
@@ -96,14 +103,25 @@ class Movable:
         """Whether passes run under autocast."""
         return self._autocast is not None
 
+    @property
+    def names(self) -> list[str]:
+        """The parameters that move, in their order."""
+        return list(self._moving)
+
+    @property
+    def size(self) -> int:
+        """Number of weights."""
+        return sum(p.numel() for p in self._moving.values())
+
     def choose(self, method: str) -> None:
         """Store weights, and join layers, as the method computes fastest; call it once."""
         if self.device.type != "cpu" and channels_last_pays(self.device, self.computed, method):
             self._choose_layout()
         # Under vmap these kernels have no rule; products of 64 bits they do not have.
-        if fusing.available(self.device) and method == "loop" and self.computed.itemsize <= 4:
+        able = self._allowed and fusing.available(self.device) and not self.habits.remembers
+        if able and method == "loop" and self.computed.itemsize <= 4:
             ready = self.prepared
-            ready.load(self.layout.views(self._flat) | self.statistics)
+            ready.load(dict(self._moving) | self.statistics)
             self.take(fuse=self.run(fusing.can_fuse, ready.module, self._example))
 
     def take(self, **shortcuts: bool) -> None:
@@ -114,47 +132,39 @@ class Movable:
 
     def _choose_layout(self) -> None:
         """Store everything channels-last if the model runs on that."""
-        if self.draws:
+        # Dropout draws its mask in the order in which values are stored.
+        if self.draws or self.habits.remembers:
             return
-        plain = self.run(output_of, self._probe, self._example)
-        reads = lambda x: reads_channels_last(self._probe, x, plain)  # noqa: E731
+        plain = self.run(output_of, self.module, self._example)
+        reads = lambda x: reads_channels_last(self.module, x, plain)  # noqa: E731
         if self.run(reads, self._example):
-            self._store(channels_last=True)
-            if not self.run(reads, self._example):  # the images, but not the filters
-                self._store(channels_last=False)
+            before = {name: p.data for name, p in self._moving.items()}
+            self.module.to(memory_format=torch.channels_last)
+            self.channels_last = bool(self.run(reads, self._example))
+            if not self.channels_last:  # the images, but not the filters
+                for name, tensor in before.items():
+                    self._moving[name].data = tensor
+            self._ready = None
 
-    def _store(self, channels_last: bool) -> None:
-        self.layout = Layout(dict(self._probe.named_parameters()), channels_last)
-        self._tie()
-
-    def _tie(self) -> None:
-        """Make all parameters views of one flat vector, so that a point is one product."""
-        parameters = dict(self._probe.named_parameters())
-        self._flat = self.layout.flatten(parameters)
-        for name, view in self.layout.views(self._flat).items():
-            parameters[name].data = view
-        self._ready = None
+    def _take(self, module: nn.Module) -> None:
+        self.module, self._ready = module, None
+        named = module.named_parameters()
+        self._moving = {name: p for name, p in named if p.is_floating_point()}
 
     @property
     def prepared(self) -> Prepared:
         """What to call in place of the model."""
         # Made anew in every process: a traced model does not travel well.
         if self._ready is None:
-            self._ready = Prepared(self._probe, self.dtype, self.shortcuts)
+            self._ready = Prepared(self.module, self.dtype, self.shortcuts)
         return self._ready
 
     def __getstate__(self) -> dict[str, Any]:
-        # A view is pickled with all of its storage: parameters travel as tensors of their own.
-        state = vars(self) | {"_probe": copy.deepcopy(self._probe)}
-        for name in ("_flat", "_ready"):
-            del state[name]
-        for parameter in state["_probe"].parameters():
-            parameter.data = parameter.data.clone()
-        return state
+        return {k: v for k, v in vars(self).items() if k not in ("_ready", "_moving")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
-        self._tie()
+        self._take(self.module)
 
     def run(self, forward: Callable[..., T], *args: Any) -> T:
         """Call what runs the model; building weights and measuring stay outside."""
@@ -165,43 +175,63 @@ class Movable:
         with precision.autocast(self.device, self._autocast):
             return forward(*args)
 
-    def to_precise(self, tensors: Weights) -> Weights:
-        """Return tensors on the model's device, in the dtype in which weights are built."""
-        return {name: t.to(self.device, self.precise) for name, t in tensors.items()}
+    def stored(self, vector: Weights) -> list[Tensor]:
+        """Return a weight vector as the tensors that :meth:`move_to` combines.
+
+        They have float32 at least: a step along a direction can be smaller than bfloat16 resolves.
+        """
+        found = []
+        for name, parameter in self._moving.items():
+            precise = torch.promote_types(parameter.dtype, torch.float32)
+            tensor = vector[name].detach().to(self.device, precise)
+            last = self.channels_last and tensor.dim() == 4
+            found.append(tensor.contiguous(memory_format=torch.channels_last) if last else tensor)
+        return found
 
     def lay_out(self, batches: list[Batch]) -> list[Batch]:
         """Return batches on the device, images channels-last if the model runs on that."""
-        return [move(b, self.device, self.dtype, self.layout.channels_last) for b in batches]
+        return [move(b, self.device, self.dtype, self.channels_last) for b in batches]
 
-    def output_of_model(self, x: Any) -> Any:
-        """Return the model's output where it is."""
-        with torch.no_grad():
-            return self.run(self._probe, x)
+    def start(self) -> None:
+        """Begin as if nothing had run before: with the same random numbers, and no memories."""
+        if self._pristine is not None:
+            self._take(private_copy(self._pristine))
+        restart_random_numbers(self.device, self._seed)
 
     def move_to(
-        self, vector: Tensor, statistics: Weights | None, calibration: list[Batch] | None
+        self,
+        vectors: Sequence[list[Tensor]],
+        coefficients: Sequence[float],
+        statistics: Weights | None = None,
+        calibration: list[Batch] | None = None,
     ) -> None:
-        """Move to some weights, as if nothing had run before.
+        """Move to a combination of weight vectors, as if nothing had run before.
 
         Args:
-            vector: the weights.
+            vectors: from :meth:`stored`.
+            coefficients: one for each; a vector whose coefficient is 0 has no part in it.
             statistics: of batch norm; the model's own if ``None``.
             calibration: batches on which statistics are measured in place of those.
         """
-        self._flat.copy_(vector)
-        # What a pass changes, the next point must not see.
-        for name, buffer in self._buffers.items():
-            self._probe.get_buffer(name).copy_(buffer)
-        self.restart_random_numbers()
+        self.start()
+        tensors = _combined(vectors, coefficients)
+        torch._foreach_copy_([p.data for p in self._moving.values()], tensors)
         if calibration is not None:
-            self.run(batchnorm.reestimate, self._probe, [b.x for b in calibration])
-            statistics = self.to_precise(batchnorm.statistics_of(self._probe))
+            self.run(batchnorm.reestimate, self.module, [b.x for b in calibration])
+            statistics = batchnorm.statistics_of(self.module)
         elif statistics is not None:
-            batchnorm.load_statistics(self._probe, statistics)
+            batchnorm.load_statistics(self.module, statistics)
         if self.prepared.folds:
-            tensors = self.layout.views(vector) | (statistics or self.statistics)
-            self.prepared.load(tensors)
+            named = dict(zip(self._moving, tensors, strict=True))
+            self.prepared.load(named | (statistics or self.statistics))
 
-    def restart_random_numbers(self) -> None:
-        """Let the model draw the same random numbers again."""
-        restart_random_numbers(self.device, self._seed)
+
+def _combined(vectors: Sequence[list[Tensor]], coefficients: Sequence[float]) -> list[Tensor]:
+    used = [(v, c) for v, c in zip(vectors, coefficients, strict=True) if c != 0]
+    if not used:
+        return [torch.zeros_like(tensor) for tensor in vectors[0]]
+    (first, factor), *others = used
+    total = torch._foreach_mul(first, factor)
+    for vector, factor in others:
+        torch._foreach_add_(total, vector, alpha=factor)
+    return list(total)

@@ -119,6 +119,19 @@ def autocast(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def as_written(device: torch.device) -> Iterator[None]:
+    """Run a block as if the caller had no autocast and no inference mode on."""
+    kinds = {device.type, "cpu"}
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.no_grad())
+        for kind in kinds:
+            if torch.amp.is_autocast_available(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+        yield
+
+
 def at_least_float32(value: Any) -> Any:
     """Return a tensor of 16 bits in float32, and anything else as it is."""
     return value.float() if isinstance(value, Tensor) and value.dtype in HALF else value

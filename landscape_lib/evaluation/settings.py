@@ -1,61 +1,109 @@
-"""The arguments of an evaluation, each checked before any work."""
+"""The arguments of an evaluation, checked before any work and kept as one object."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
+from dataclasses import dataclass
 from numbers import Real
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import nn
 
 from landscape_lib.evaluation.batches import check_count
-from landscape_lib.evaluation.batchnorm import check_policy
+from landscape_lib.evaluation.batchnorm import check_policy, check_statistics
+from landscape_lib.evaluation.measures import Measure
 from landscape_lib.evaluation.precision import check_dtype
 from landscape_lib.slices import Slice
-from landscape_lib.weights import check_like, weights_of
+from landscape_lib.weights import Weights, check_like, weights_of
 
 METHODS = ("auto", "loop", "vmap")
 
 
-def check_settings(model: nn.Module, slice: Any, settings: Mapping[str, Any]) -> None:
-    """Raise an error that names the argument unless all settings are possible.
+@dataclass(frozen=True)
+class Settings:
+    """What ``evaluate`` was asked for; the attributes are its arguments."""
 
-    Args:
-        model: as for ``evaluate``.
-        slice: as for ``evaluate``.
-        settings: arguments of ``evaluate`` by name, those that need no data.
-    """
-    if not isinstance(slice, Slice):
-        raise TypeError(f"slice: expected a Line, Plane or Slice, got {_kind(slice)}")
-    weights, policy = weights_of(model), settings["batchnorm"]
-    check_like(slice.origin, weights, "slice", "the model's parameters")
-    check_policy(model, policy)
-    _check_method(settings["method"], policy)
-    for name in ("batch_size", "calibration_samples", "chunk_size"):
-        if name == "calibration_samples" or settings[name] is not None:
-            check_count(name, settings[name])
-    executor, store, reference = (settings[name] for name in ("executor", "store", "reference"))
-    if executor is not None and not isinstance(executor, Executor):
-        raise TypeError(f"executor: expected a concurrent.futures.Executor, got {_kind(executor)}")
-    if store is not None and not isinstance(store, (str, os.PathLike)):
-        raise TypeError(f"store: expected the path of a file, got {_kind(store)}")
-    check_dtype(settings["dtype"])
-    if settings["tolerance"] is not None:
-        _check_tolerance(settings["tolerance"], policy)
-    if reference is not None:
-        check_like(reference, weights, "reference", "the model's parameters")
-        if policy == "interpolated":
-            raise ValueError("reference: has no running statistics, got batchnorm='interpolated'")
-    if not isinstance(settings["training"], bool):
-        raise TypeError(f"training: expected True or False, got {settings['training']!r}")
+    loss: Measure
+    metrics: Mapping[str, Measure] | None
+    batchnorm: str
+    statistics: Sequence[Weights] | None
+    calibration_samples: int
+    dtype: torch.dtype | None
+    method: str
+    samples: int | None
+    tolerance: float | None
+    population: float | None
+    points: ArrayLike | None
+    reference: Weights | None
+    batch_size: int | None
+    chunk_size: int | None
+    training: bool
+    store: str | os.PathLike[str] | None
+    executor: Executor | None
+    progress: bool
+    seed: int
+    shortcuts: bool
+
+    def check(self, model: nn.Module, slice: Any) -> None:
+        """Raise an error that names the argument unless all settings are possible.
+
+        Args:
+            model: as for ``evaluate``.
+            slice: as for ``evaluate``.
+        """
+        if not isinstance(slice, Slice):
+            raise TypeError(f"slice: expected a Line, Plane or Slice, got {_kind(slice)}")
+        weights, policy = weights_of(model), self.batchnorm
+        if any(tensor.is_meta for tensor in weights.values()):
+            raise ValueError("model: expected weights with values, got parameters on device 'meta'")
+        check_like(slice.origin, weights, "slice", "the model's parameters")
+        check_policy(model, policy)
+        check_statistics(model, self.statistics, policy, len(slice.basis))
+        _check_method(self.method, policy)
+        check_count("calibration_samples", self.calibration_samples)
+        for name, value in (("batch_size", self.batch_size), ("chunk_size", self.chunk_size)):
+            if value is not None:
+                check_count(name, value)
+        if self.executor is not None and not isinstance(self.executor, Executor):
+            raise TypeError(
+                f"executor: expected a concurrent.futures.Executor, got {_kind(self.executor)}"
+            )
+        if self.store is not None and not isinstance(self.store, (str, os.PathLike)):
+            raise TypeError(f"store: expected the path of a file, got {_kind(self.store)}")
+        check_dtype(self.dtype)
+        if self.tolerance is not None:
+            _check_tolerance(self.tolerance, policy)
+        if self.reference is not None:
+            check_like(self.reference, weights, "reference", "the model's parameters")
+            if policy == "interpolated":
+                raise ValueError(
+                    "reference: has no running statistics, got batchnorm='interpolated'"
+                )
+        for name in ("training", "shortcuts"):
+            if not isinstance(getattr(self, name), bool):
+                raise TypeError(f"{name}: expected True or False, got {getattr(self, name)!r}")
+
+    @property
+    def depends_on_batches(self) -> bool:
+        """Whether batch norm measures the batches of the evaluation."""
+        return self.batchnorm not in ("frozen", "interpolated")
+
+    @property
+    def path(self) -> Path | None:
+        """Where the store is."""
+        return None if self.store is None else Path(self.store).expanduser()
 
 
-def check_population(value: Any, used: int) -> float:
+def check_population(value: Any, total: int, used: int) -> float:
     """Return the size of the population, at least as large as the number of samples used."""
+    if value is None:
+        return float(total)
     if not isinstance(value, Real) or not float(value) >= used:
         raise ValueError(f"population: expected at least the {used} samples, got {value!r}")
     return float(value)

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from landscape_lib.evaluation import precision
 from landscape_lib.evaluation.batches import Group, own
 from landscape_lib.evaluation.distribute import run_chunks
-from landscape_lib.evaluation.measures import Measures, mean_and_error
+from landscape_lib.evaluation.measures import SUMS, Measures, mean_and_error
 from landscape_lib.evaluation.points import Indices, Points
 from landscape_lib.evaluation.store import SurfaceStore
 from landscape_lib.evaluation.workload import Workload, points_at_once
@@ -72,7 +72,7 @@ class Task:
         return self.points.model.work.flops * sum(g.size for stage in self.stages for g in stage)
 
     def run(self, indices: Indices) -> FloatArray:
-        """Return sums and samples at some points, shape (k, names * 2 + 1)."""
+        """Return sums and samples at some points, shape (k, names * SUMS + 1)."""
         try:
             return self._run(indices)
         except torch.OutOfMemoryError as error:
@@ -97,9 +97,10 @@ class Task:
         return indices
 
     def _run(self, indices: Indices) -> FloatArray:
-        values = np.zeros((len(indices), len(self.names) * 2 + 1))
+        values = np.zeros((len(indices), len(self.names) * SUMS + 1))
         active = np.arange(len(indices))
-        with torch.no_grad(), precision.multiply_as(self.products):
+        device = self.points.model.device
+        with torch.no_grad(), precision.multiply_as(self.products), precision.as_written(device):
             for stage in self.stages:
                 sums = self.points.sums(indices[active], stage, self.measures, self.method)
                 values[active, :-1] += sums.cpu().numpy().reshape(len(active), -1)
@@ -112,7 +113,7 @@ class Task:
     def _too_uncertain(self, values: FloatArray) -> NDArray[np.bool_]:
         if self.tolerance is None:
             return np.ones(len(values), dtype=bool)
-        sums = values[:, :-1].reshape(len(values), -1, 2)
+        sums = values[:, :-1].reshape(len(values), -1, SUMS)
         mean, error = mean_and_error(sums, values[:, -1:], self.population)
         # Where a mean is not finite, more samples cannot make it so; where there is no standard
         # error, all samples are used.
@@ -172,11 +173,10 @@ def run_all(
         progress: show a progress bar.
 
     Returns:
-        Sums and samples, shape (K, names * 2 + 1), NaN at points that are not wanted.
+        Sums and samples, shape (K, names * SUMS + 1), NaN at points that are not wanted.
     """
     total = len(task.points.slice)
-    columns = [f"{n}{power}" for n in task.names for power in ("", "_squared")]
-    columns.append("samples")
+    columns = [f"{name} {k}" for name in task.names for k in range(SUMS)] + ["samples"]
     values, pending, kept = np.full((total, len(columns)), np.nan), wanted, None
     if store is not None:
         kept = SurfaceStore(store, fingerprint, total, tuple(columns), surface)
@@ -188,7 +188,7 @@ def run_all(
         first = task.stages[0][0]
         model = task.points.model
         chunk_size = points_at_once(
-            model.work, model.layout.count, first.size // len(first.passes), model.device
+            model.work, model.size, first.size // len(first.passes), model.device
         )
     bar = tqdm(
         desc=f"{tqdm.format_sizeof(task.flops_per_point)}FLOP/point",

@@ -1,15 +1,22 @@
-"""A model tried on a few samples: whether another is the same function, and its habits."""
+"""A model tried on a few samples: its habits, and whether another one is the same function."""
 
 from __future__ import annotations
 
+import copy
+import random
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten, tree_map
 
 from landscape_lib.evaluation import precision
+from landscape_lib.evaluation.nested import cloned, leaves, tensors_in
+from landscape_lib.runtime import isolated_random_state
+
+# What a module has beside its own attributes: compared elsewhere, or torch's own business.
+_NOT_STATE = ("_parameters", "_modules", "training")
 
 
 class Habits(NamedTuple):
@@ -17,34 +24,74 @@ class Habits(NamedTuple):
 
     Attributes:
         overwrites: its inputs, which other passes are to read as well.
-        draws: random numbers.
+        draws: random numbers, torch's, numpy's or Python's.
+        remembers: something from one pass for the next, in a buffer or an attribute.
     """
 
     overwrites: bool
     draws: bool
+    remembers: bool
 
 
-def habits(forward: Callable[[Any], Any], x: Any) -> Habits:
-    """Learn a model's habits from one pass over a few samples, which stay as they are."""
-    x = cloned(x)
-    leaves = [leaf for leaf in tree_flatten(x)[0] if isinstance(leaf, Tensor)]
-    versions, before = [leaf._version for leaf in leaves], _random_states(leaves)
+def private_copy(model: nn.Module) -> nn.Module:
+    """Return a deep copy of a model, also right after training.
+
+    Weight norm and pruning keep tensors with a history as attributes, which torch does not copy.
+    """
+    held = [v for m in model.modules() for v in vars(m).values() if isinstance(v, Tensor)]
+    memo: dict[int, Any] = {id(v): v.detach().clone() for v in held if not v.is_leaf}
+    return copy.deepcopy(model, memo)
+
+
+def habits(forward: Callable[[nn.Module, Any], Any], model: nn.Module, x: Any) -> Habits:
+    """Learn a model's habits from one pass of a copy over a few samples, which stay as they are."""
+    x, tried = cloned(x), private_copy(model)
+    given = tensors_in(x)
+    versions, before = [t._version for t in given], _random_states(given)
     with torch.no_grad():
-        forward(x)
-    overwrites = versions != [leaf._version for leaf in leaves]
-    same = map(torch.equal, before, _random_states(leaves))
-    return Habits(overwrites, not all(same))
+        forward(tried, x)
+    overwrites = versions != [t._version for t in given]
+    draws = not _same(before, _random_states(given), set())
+    pairs = zip(model.modules(), tried.modules(), strict=True)
+    remembers = not all(_same(_state(one), _state(other), set()) for one, other in pairs)
+    return Habits(overwrites, draws, remembers)
 
 
-def _random_states(tensors: list[Tensor]) -> list[Tensor]:
-    """Return the states of the generators of the CPU and of the GPUs on which tensors are."""
+def _state(module: nn.Module) -> dict[str, Any]:
+    return {name: value for name, value in vars(module).items() if name not in _NOT_STATE}
+
+
+def _same(one: Any, other: Any, seen: set[tuple[int, int]]) -> bool:
+    """Say whether two values are alike in all that they hold; what cannot be compared is not."""
+    if one is other or (id(one), id(other)) in seen:
+        return True
+    if type(one) is not type(other):
+        return False
+    seen.add((id(one), id(other)))
+    if isinstance(one, Tensor):
+        same = one.shape == other.shape and one.dtype == other.dtype
+        return same and (one.is_meta or torch.equal(one.nan_to_num(), other.nan_to_num()))
+    if isinstance(one, np.ndarray):
+        return one.shape == other.shape and bool(np.array_equal(one, other))
+    if isinstance(one, dict):
+        same = list(one) == list(other)
+        return same and all(_same(one[key], other[key], seen) for key in one)
+    if isinstance(one, (list, tuple)):
+        same = len(one) == len(other)
+        return same and all(_same(a, b, seen) for a, b in zip(one, other, strict=True))
+    try:
+        if bool(one == other):
+            return True
+    except Exception:
+        return False
+    return hasattr(one, "__dict__") and _same(vars(one), vars(other), seen)
+
+
+def _random_states(tensors: list[Tensor]) -> list[Any]:
+    """Return the states of all generators that a forward pass may draw from."""
     devices = {t.device for t in tensors if t.device.type == "cuda"}
-    return [torch.get_rng_state(), *(torch.cuda.get_rng_state(device) for device in devices)]
-
-
-def cloned(value: Any) -> Any:
-    """Return nested tensors that share memory with no other."""
-    return tree_map(lambda t: t.clone() if isinstance(t, Tensor) else t, value)
+    on_gpus = [torch.cuda.get_rng_state(device) for device in devices]
+    return [torch.get_rng_state(), *on_gpus, random.getstate(), np.random.get_state()]
 
 
 def same_output(first: nn.Module, second: nn.Module, x: Any) -> bool:
@@ -62,8 +109,7 @@ def output_of(model: nn.Module, x: Any) -> Any:
         model: it may overwrite its inputs.
         x: a few samples.
     """
-    with torch.no_grad(), torch.random.fork_rng(), precision.multiply_as(precision.EXACT):
-        torch.manual_seed(0)
+    with torch.no_grad(), isolated_random_state(0), precision.multiply_as(precision.EXACT):
         return model(cloned(x))
 
 
@@ -73,10 +119,12 @@ def move_somewhere(model: nn.Module) -> None:
     A change that keeps a model's function at its own weights may have frozen a number that depends
     on them; and a last layer of zeros hides everything before it.
     """
-    source = torch.Generator().manual_seed(0)
+    source = torch.Generator("cpu").manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():
-            noise = torch.randn(parameter.shape, generator=source).to(parameter)
+            if not parameter.is_floating_point():
+                continue
+            noise = torch.randn(parameter.shape, generator=source, device="cpu").to(parameter)
             size = parameter.abs().mean() if parameter.numel() else 0.0
             parameter.add_((0.5 * size + 0.05) * noise)
         for buffer in model.buffers():
@@ -86,7 +134,7 @@ def move_somewhere(model: nn.Module) -> None:
 
 def same_values(expected: Any, found: Any) -> bool:
     """Say whether two outputs, tensors or nested ones, agree up to rounding."""
-    one, other = tree_flatten(expected)[0], tree_flatten(found)[0]
+    one, other = list(leaves(expected)), list(leaves(found))
     return len(one) == len(other) and all(map(_agree, one, other))
 
 

@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import flop_registry
 
-from landscape_lib.evaluation.batches import first_samples, is_batch
+from landscape_lib.evaluation.batches import first_samples, samples_in
 from landscape_lib.runtime import free_memory
 
 # What a forward pass may keep in the caches of a CPU. Measured: the small CNN, VGG-9 and ResNet-20
@@ -27,6 +28,10 @@ DEFAULT_BATCH = 512
 # Samples of all points of one ``vmap`` call, on an accelerator and on a CPU.
 SAMPLES_AT_ONCE = (1 << 17, 1 << 15)
 
+# Outputs that are measured in one go, so that measuring costs little beside computing.
+MEASURED_SAMPLES = 4096
+MEASURED_BYTES = 4 << 20
+
 
 @dataclass(frozen=True)
 class Workload:
@@ -36,10 +41,29 @@ class Workload:
         flops: floating-point operations of convolutions and matrix products; a multiplication and
             an addition are two.
         activations: bytes of input and output of the layer that has most.
+        output: bytes of the model's output.
     """
 
     flops: float
     activations: float
+    output: float
+
+
+class _Counter(TorchDispatchMode):
+    """Adds up operations. Torch's own counter imports its compiler: a second, each time anew."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flops = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        formula = flop_registry.get(func._overloadpacket)
+        if formula is not None:
+            self.flops += formula(*args, **(kwargs or {}), out_val=out)
+        return out
 
 
 def workload(model: nn.Module, x: Any) -> Workload:
@@ -50,24 +74,28 @@ def workload(model: nn.Module, x: Any) -> Workload:
         x: inputs on the model's device and in its dtype; the first two samples are used.
     """
     few = first_samples(x)
-    sizes = [len(leaf) for leaf in tree_flatten(few)[0] if is_batch(leaf)]
+    size = samples_in(few)
     largest = [0.0]
 
     def note(module: nn.Module, inputs: Any, output: Any) -> None:
-        tensors = [t for t in tree_flatten((inputs, output))[0] if isinstance(t, Tensor)]
-        largest.append(float(sum(t.numel() * t.element_size() for t in tensors)))
+        largest.append(_bytes((inputs, output)))
 
     leaves = [module for module in model.modules() if not list(module.children())]
     hooks = [module.register_forward_hook(note) for module in leaves]
     try:
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            model(few)
+        with torch.no_grad(), _Counter() as counter:
+            output = model(few)
     except Exception:
-        return Workload(math.nan, math.nan)
+        return Workload(math.nan, math.nan, math.nan)
     finally:
         for hook in hooks:
             hook.remove()
-    return Workload(counter.get_total_flops() / sizes[0], max(largest) / sizes[0])
+    return Workload(counter.flops / size, max(largest) / size, _bytes(output) / size)
+
+
+def _bytes(value: Any) -> float:
+    tensors = [t for t in tree_flatten(value)[0] if isinstance(t, Tensor)]
+    return float(sum(t.numel() * t.element_size() for t in tensors))
 
 
 def fastest_batch(work: Workload, device: torch.device) -> int:
@@ -81,6 +109,13 @@ def fastest_batch(work: Workload, device: torch.device) -> int:
     if device.type == "cpu":
         return 2 ** min(9, max(4, round(math.log2(CACHE_BYTES / work.activations))))
     return 2 ** min(14, max(4, math.floor(math.log2(ACCELERATOR_BYTES / work.activations))))
+
+
+def measured_together(work: Workload) -> int:
+    """Return how many outputs to keep for measuring them together: few megabytes of them."""
+    if not work.output > 0:
+        return 0
+    return int(min(MEASURED_SAMPLES, MEASURED_BYTES / work.output))
 
 
 def points_at_once(work: Workload, parameters: int, samples: int, device: torch.device) -> int:
@@ -97,7 +132,7 @@ def points_at_once(work: Workload, parameters: int, samples: int, device: torch.
         device: where it runs.
     """
     activations = 0.0 if math.isnan(work.activations) else work.activations
-    # A point's weights are there as a float32 vector, folded, and in the dtype of the computation.
+    # A point's weights are there in full precision, folded, and in the dtype of the computation.
     bytes_per_point = 3 * 4 * parameters + samples * activations
     on_cpu = device.type == "cpu"
     memory = CPU_BYTES if on_cpu else 0.5 * free_memory(device)

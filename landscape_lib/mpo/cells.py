@@ -32,7 +32,6 @@ from landscape_lib import runtime
 from landscape_lib.evaluation import batchnorm
 from landscape_lib.evaluation.batches import Batch, channels_last_pays, move, reads_channels_last
 from landscape_lib.evaluation.measures import accuracy
-from landscape_lib.evaluation.shortcuts import folding
 from landscape_lib.mpo.layers import Chunk, mix_layers, obstacle
 from landscape_lib.weights import flatten, unflatten, weights_of
 
@@ -159,7 +158,7 @@ class Cells:
 
     def _lighten(self, method: str, x: Tensor, y: Tensor) -> None:
         """Leave out of the model what its losses and gradients do not need."""
-        whole, self._probe = self._probe, folding.lighter(self._probe, self.lay_out(x, y).x)
+        whole = self._probe
         if self._refusal(method, x, y) is not None:
             self._probe = whole
             self._refusal(method, x, y)

@@ -26,7 +26,7 @@ from landscape_lib.evaluation.batches import (
     read_batches,
     reads_channels_last,
 )
-from landscape_lib.evaluation.measures import Measures
+from landscape_lib.evaluation.measures import SUMS, Measures, Seen, mean_and_error
 from landscape_lib.training.checkpoint import History, Run
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]
@@ -185,18 +185,21 @@ def score(
     device = next(model.parameters()).device
     with runtime.isolated_random_state(0), _mode_given_back(model), torch.no_grad():
         model.eval()
-        batches, total = read_batches(data, None, batch_size, 0)
+        batches, _ = read_batches(data, None, batch_size, 0)
         channels_last = _channels_last(model, move(batches[0], device, None).x)
-        sums, measures = None, None
+        first = move(batches[0], device, None, channels_last)
+        measures = Measures(loss, None, Seen(model(first.x), first.y, first.size))
+        even = measures.is_even([batch.y for batch in batches])
+        if not even:
+            measures.weigh()
+        sums = torch.zeros(len(measures.names), SUMS, dtype=torch.float64, device=device)
         for batch in batches:
             batch = move(batch, device, None, channels_last)
-            output = model(batch.x)
-            if measures is None:
-                measures = Measures(loss, None, output, batch.y, batch.size)
-            part = measures.sums(output, batch.y, batch.size)[:, 0]
-            sums = part if sums is None else sums + part
-    assert measures is not None and sums is not None  # read_batches gives at least one
-    return dict(zip(measures.names, (sums / total).tolist(), strict=True))
+            seen = Seen(model(batch.x), batch.y, batch.size)
+            weights = None if even else measures.weights(seen)[0]
+            sums += measures.sums(*seen, weights)
+    means, _ = mean_and_error(sums.cpu().numpy(), 1, 1)
+    return dict(zip(measures.names, means.tolist(), strict=True))
 
 
 def crop_and_flip(x: Tensor, generator: torch.Generator, pad: int = 4) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -109,6 +110,7 @@ def test_extrapolated_variance_stays_positive_and_is_said():  # METHODS D, pitfa
     assert not got.loss.isnull().any()
 
 
+@pytest.mark.filterwarnings("ignore:batchnorm='frozen'")
 @pytest.mark.parametrize("policy", ["batch", "reestimated"])
 def test_scale_of_the_weights_before_the_layer_is_forgotten(policy):  # oracle 31, per filter
     model, data = build()
@@ -150,3 +152,16 @@ def test_bad_statistics_are_named():
         ll.evaluate(
             plain, make_plane(plain), data, batchnorm="interpolated", statistics=[{}, {}, {}]
         )
+
+
+def test_a_line_between_models_says_that_statistics_stay():
+    """CASES N15: with frozen statistics the end of the line is not the second model."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.BatchNorm1d(3))
+    data = SimpleNamespace(x=torch.randn(8, 4), y=torch.arange(8) % 3)
+    start = ll.weights_of(model)
+    line = ll.Line.between(start, {n: 2 * t + 1 for n, t in start.items()}, [0.0, 1.0])
+    with pytest.warns(UserWarning, match="statistics_of"):
+        ll.evaluate(model, line, data)
+    statistics = [ll.batchnorm.statistics_of(model)] * 2
+    ll.evaluate(model, line, data, batchnorm="interpolated", statistics=statistics)
+    ll.evaluate(model, ll.Line(start, start, [0.0]), data)

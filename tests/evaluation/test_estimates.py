@@ -44,8 +44,9 @@ def test_intervals_of_an_accuracy_near_1_cover_it(share, samples):
     population, runs = 10_000, 50_000
     source = np.random.default_rng(0)
     truth = int(population * share)
+    n = np.full(runs, float(samples))
     hits = source.hypergeometric(truth, population - truth, samples, size=runs).astype(float)
-    mean, error = mean_and_error(np.stack([hits, hits], axis=1), samples, population)
+    mean, error = mean_and_error(np.stack([hits, hits, hits, n, n], axis=1), samples, population)
     stated = np.isfinite(error)
     assert (stated == (hits < samples)).all()
     # Hits are whole numbers, so that few misses cannot come out at 95 %.
@@ -209,7 +210,7 @@ def test_paired_differences_are_those_of_the_same_samples(trained, method):
     apart = losses(0.9) - losses(1.0)
     here = got.sel(alpha=0.9)
     assert float(here.loss_difference) == pytest.approx(apart.mean(), rel=1e-9)
-    shrink = math.sqrt((1437 - 300) / 1436)
+    shrink = math.sqrt((1437 - 300) / 1437)
     expected = apart.std(ddof=1) / math.sqrt(300) * shrink
     assert float(here.loss_difference_se) == pytest.approx(expected, rel=1e-8)
     # Sharing the samples is what makes a small difference visible.

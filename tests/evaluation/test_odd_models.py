@@ -8,6 +8,7 @@ from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -366,7 +367,8 @@ def test_refinement_from_a_first_grid_wider_than_the_axes(side: int, coarsest: i
     plane = ll.Plane(ll.weights_of(model), directions, axis, axis)
     got = ll.refine(model, plane, data, error=1e-9, coarsest=coarsest)
     assert got.measured.values.all()
-    assert got.loss.equals(ll.evaluate(model, plane, data).loss)
+    # Not to the bit: under vmap that depends on how many points are computed together.
+    np.testing.assert_allclose(got.loss, ll.evaluate(model, plane, data).loss, rtol=1e-6)
 
 
 REFUSED: dict[str, tuple[dict[str, Any], type[Exception], str]] = {

@@ -36,7 +36,7 @@ def test_a_model_that_fails_on_two_samples_is_not_an_error() -> None:
 
 @pytest.mark.parametrize(("device", "most"), [(CPU, 512), (GPU, 16384)])
 def test_batch_shrinks_as_activations_grow(device: torch.device, most: int) -> None:
-    batches = [fastest_batch(Workload(1.0, 10.0**k), device) for k in range(1, 10)]
+    batches = [fastest_batch(Workload(1.0, 10.0**k, 40.0), device) for k in range(1, 10)]
     assert batches == sorted(batches, reverse=True)
     assert batches[0] == most and batches[-1] == 16
     assert all(batch & (batch - 1) == 0 for batch in batches)
@@ -45,8 +45,8 @@ def test_batch_shrinks_as_activations_grow(device: torch.device, most: int) -> N
 def test_points_share_half_of_the_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workload_room, "free_memory", lambda device: 10_000_000)
     # 1,000 parameters in three copies of 4 bytes, and 100 samples of 380 bytes.
-    assert points_at_once(Workload(1.0, 380.0), 1_000, 100, GPU) == 100
-    assert points_at_once(Workload(1.0, 1e9), 1_000, 100, GPU) == 1
+    assert points_at_once(Workload(1.0, 380.0, 40.0), 1_000, 100, GPU) == 100
+    assert points_at_once(Workload(1.0, 1e9, 40.0), 1_000, 100, GPU) == 1
 
 
 @pytest.mark.parametrize("device", [CPU, GPU])
@@ -54,7 +54,7 @@ def test_points_of_little_work_are_not_taken_all_together(
     device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(workload_room, "free_memory", lambda device: 16 << 30)
-    assert 100 < points_at_once(Workload(1.0, 4.0), 10, 100, device) < 10_000
+    assert 100 < points_at_once(Workload(1.0, 4.0, 40.0), 10, 100, device) < 10_000
 
 
 @pytest.mark.parametrize(
@@ -72,4 +72,4 @@ def test_method_follows_device_and_work(
     device: torch.device, flops: float, policy: str, expected: str
 ) -> None:
     model = ll.models.small_cnn(seed=0)
-    assert choose_method(model, device, Workload(flops, 1.0), 512, policy) == expected
+    assert choose_method(model, device, Workload(flops, 1.0, 40.0), 512, policy) == expected

@@ -1,8 +1,7 @@
-"""The same function with less work: batch norm folded, pooling that costs less, ReLU in place.
+"""The same function with less work: batch norm folded into the convolution before it.
 
-Batch norm with given statistics is linear, so it can be folded into the convolution before it: one
-pass over the activations less. That needs the graph of the model; one that ``torch.fx`` cannot
-trace stays as it is.
+Batch norm with given statistics is linear, so that a pass over the activations can be spared. That
+needs the graph of the model; one that ``torch.fx`` cannot trace stays as it is.
 """
 
 from __future__ import annotations
@@ -14,19 +13,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, fx, nn
 
-from landscape_lib.evaluation.shortcuts.graphs import overwrite, plain_layers, trace
-from landscape_lib.evaluation.shortcuts.pooling import (
-    average_by_matrix,
-    max_of_2x2,
-    pool_by_halves,
-    pool_first,
-)
+from landscape_lib.evaluation.shortcuts.graphs import plain_layers, trace
 from landscape_lib.evaluation.trials import move_somewhere, same_output
 from landscape_lib.weights import Weights
 
 _NORM_AFTER = {nn.Conv1d: nn.BatchNorm1d, nn.Conv2d: nn.BatchNorm2d, nn.Conv3d: nn.BatchNorm3d}
-
-_CONVOLUTIONS = tuple(_NORM_AFTER)
 
 
 class _Pair(NamedTuple):
@@ -52,13 +43,7 @@ class Folded:
         if traced is None:
             return
         self._pairs = _fold(traced, model)
-        changed = False
-        if next(model.parameters()).device.type == "cpu":  # a GPU joins ReLU to the convolution
-            changed = pool_first(traced)
-            changed |= pool_by_halves(traced)
-            if any(isinstance(module, _CONVOLUTIONS) for module in model.modules()):
-                changed |= overwrite(traced, [max_of_2x2])
-        if self._pairs or changed:
+        if self._pairs:
             traced.recompile()
             self.module = traced
 
@@ -115,36 +100,6 @@ def can_fold(model: nn.Module, x: Any) -> bool:
         return False
     move_somewhere(model)
     return agrees()
-
-
-def lighter(model: nn.Module, x: Tensor) -> nn.Module:
-    """Return a model of equal output and gradients with less to do in both, or the model itself.
-
-    ReLU comes after max pooling, and adaptive average pooling is a product with a matrix: its
-    gradient takes a sixth of a step otherwise, on a CPU in 16 bits. Batch norm stays.
-
-    Args:
-        model: the result shares its layers.
-        x: a few samples on the model's device and in its dtype; others must have their size.
-    """
-    changed = _lighter(model, x)
-    probe = copy.deepcopy(model)
-    tried = _lighter(probe, x) if changed is not None else None
-    if changed is None or tried is None or not same_output(probe, tried, x):
-        return model
-    move_somewhere(probe)
-    return changed if same_output(probe, tried, x) else model
-
-
-def _lighter(model: nn.Module, x: Tensor) -> nn.Module | None:
-    traced = trace(model)
-    if traced is None:
-        return None
-    changed = pool_first(traced)
-    if x.device.type == "cpu":
-        changed |= average_by_matrix(traced, x)
-    traced.recompile()
-    return traced if changed else None
 
 
 def load(module: nn.Module, weights: Weights) -> None:

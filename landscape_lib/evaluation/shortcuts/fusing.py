@@ -16,8 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_map
 
+from landscape_lib.evaluation.nested import cloned
 from landscape_lib.evaluation.shortcuts.graphs import is_relu, plain_layers, trace
-from landscape_lib.evaluation.trials import cloned, move_somewhere, same_output
+from landscape_lib.evaluation.trials import move_somewhere, same_output
 
 # In 16 bits cuDNN is fast with multiples of 8 channels. Measured on an H100, images of 3 and 4
 # channels gain from channels of zeros (1.1 to 5 times as fast), those of one lose.

@@ -1,4 +1,4 @@
-"""What runs at a point in place of a model: folded, cut, with patches, fused."""
+"""What runs at a point in place of a model: folded, cut, fused."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from landscape_lib.evaluation.shortcuts import first_layer, fusing, patches
+from landscape_lib.evaluation.shortcuts import first_layer, fusing
 from landscape_lib.evaluation.shortcuts.folding import Folded, load
-from landscape_lib.evaluation.shortcuts.graphs import runs_only_torch
 from landscape_lib.weights import Weights
 
 
@@ -20,13 +19,11 @@ class Shortcuts(NamedTuple):
     Attributes:
         fold: see ``folding.can_fold``.
         cut: leave out the first layer, see ``first_layer``.
-        gather: read patches, see ``patches``.
         fuse: see ``fusing.can_fuse``.
     """
 
     fold: bool = False
     cut: bool = False
-    gather: bool = False
     fuse: bool = False
 
 
@@ -49,13 +46,10 @@ class Prepared:
         self.module = self._folded.module.to(dtype) if self._folded else model
         if shortcuts.cut and (found := first_layer.cut(self.module)):
             self.module = found.rest
-        if shortcuts.gather and (product := patches.gathering(self.module)):
-            self.module = product.module
         if shortcuts.fuse and (joined := fusing.fused(self.module)):
             self.module = joined
         self.names = {n for n, _ in self.module.named_parameters(remove_duplicate=False)}
         self.names |= {n for n, _ in self.module.named_buffers(remove_duplicate=False)}
-        self._only_torch = runs_only_torch(self.module)
 
     @property
     def folds(self) -> bool:
@@ -73,12 +67,3 @@ class Prepared:
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Set the parameters of folded layers; the others are the model's own."""
         load(self.module, self.folded(tensors))
-
-    def gradients_off(self) -> torch.inference_mode | torch.no_grad:
-        """Return the context for its passes.
-
-        A tensor that is made in ``inference_mode`` can never have a gradient. So that mode is for
-        models in which only PyTorch's code runs: others may keep tensors for the caller's training,
-        or take derivatives inside.
-        """
-        return torch.inference_mode() if self._only_torch else torch.no_grad()

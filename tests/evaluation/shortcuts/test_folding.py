@@ -6,14 +6,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 from torchvision.models import resnet18
 
 import landscape_lib as ll
-from landscape_lib.evaluation.batchnorm import MeanZeroScale, mean_zero
-from landscape_lib.evaluation.shortcuts.folding import Folded, can_fold, lighter, load
-from landscape_lib.evaluation.shortcuts.graphs import overwrite, trace
-from landscape_lib.evaluation.shortcuts.pooling import AverageByMatrix
+from landscape_lib.evaluation.batchnorm import mean_zero
+from landscape_lib.evaluation.shortcuts.folding import Folded, can_fold, load
 
 
 def unsettled(model: nn.Module) -> nn.Module:
@@ -43,7 +40,6 @@ FOLDABLE: dict[str, tuple[Callable[[], nn.Module], Tensor, int]] = {
         7,
     ),
     "torchvision's ResNet-18": (lambda: resnet18(weights=None), images(2, 3, 32, 32), 20),
-    "pooling only": (lambda: ll.models.small_cnn(pool=True, seed=0), images(3, 1, 28, 28), 0),
     "volumes": (
         lambda: nn.Sequential(nn.Conv3d(1, 3, 2, bias=False), nn.BatchNorm3d(3), nn.ReLU()),
         images(2, 1, 4, 4, 4),
@@ -80,30 +76,6 @@ def test_folding_leaves_the_model_as_it_is() -> None:
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 
 
-def test_pooling_goes_first_and_changes_no_bit() -> None:
-    model = ll.models.small_cnn(pool=True, seed=0).eval()
-    folded = Folded(model).module
-    x = torch.randn(4, 1, 28, 28)
-    x[0, 0, 3, 3] = torch.nan
-    relus: list[int] = []
-
-    class Counting(TorchFunctionMode):
-        def __torch_function__(self, function, types, args=(), kwargs=None):  # type: ignore
-            found = function(*args, **(kwargs or {}))
-            if function in (torch.relu, torch.relu_, F.relu) and found.dim() == 4:
-                relus.append(found.numel())
-            return found
-
-    with torch.no_grad(), Counting():
-        after = folded(x)
-        # 28 x 28, 14 x 14 and 7 x 7 pixels, of which pooling leaves 14 x 14, 7 x 7 and 3 x 3.
-        assert relus == [4 * 8 * 14**2, 4 * 32 * 7**2, 4 * 64 * 3**2]
-        relus.clear()
-        before = model(x)
-        assert set(relus) == {4 * 8 * 28**2, 4 * 32 * 14**2, 4 * 64 * 7**2}
-    torch.testing.assert_close(after, before, rtol=0, atol=0, equal_nan=True)
-
-
 class Functional(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -111,15 +83,6 @@ class Functional(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.pool(F.relu(self.conv(x)))
-
-
-def test_relu_as_a_function_is_seen() -> None:
-    model = Functional().double().eval().requires_grad_(False)
-    x = images(2, 1, 10, 10)
-    assert can_fold(model, x)
-    steps = [node.name for node in Folded(model).module.graph.nodes]
-    assert steps.index("relu") > steps.index("pool")
-    assert torch.equal(Folded(model).module(x), model(x))
 
 
 LIGHTER: dict[str, tuple[Callable[[], nn.Module], Tensor]] = {
@@ -132,44 +95,6 @@ LIGHTER: dict[str, tuple[Callable[[], nn.Module], Tensor]] = {
         images(3, 1, 28, 28),
     ),
 }
-
-
-@pytest.mark.parametrize("name", LIGHTER)
-def test_a_lighter_model_has_the_same_output_and_gradients(name: str) -> None:
-    build, x = LIGHTER[name]
-    model = unsettled(build()).train().requires_grad_(True)
-    less = lighter(model, x)
-    assert less is not model
-    ours, theirs = dict(less.named_parameters()), dict(model.named_parameters())
-    assert list(ours) == list(theirs) and all(ours[name] is theirs[name] for name in ours)
-    kinds = [sum(type(m) is MeanZeroScale for m in net.modules()) for net in (less, model)]
-    assert kinds[0] == kinds[1]  # a layer of ours stays a layer
-    output, expected = less(x), model(x)
-    torch.testing.assert_close(output, expected, rtol=1e-10, atol=1e-10)
-    gradients = torch.autograd.grad(output.square().sum(), list(ours.values()))
-    wanted = torch.autograd.grad(expected.square().sum(), list(ours.values()))
-    torch.testing.assert_close(gradients, wanted, rtol=1e-10, atol=1e-10)
-
-
-@pytest.mark.parametrize(
-    "size, target, exact", [(3, 4, True), (8, 1, True), (7, 4, False), (6, 4, True), (3, 1, False)]
-)
-def test_averages_by_a_matrix_are_those_of_adaptive_pooling(
-    size: int, target: int, exact: bool
-) -> None:
-    pool, x = nn.AdaptiveAvgPool2d(target), images(2, 5, size, size)
-    product = AverageByMatrix(pool, (size, size)).double()
-    assert product.is_exact() == exact
-    if exact:
-        torch.testing.assert_close(product(x), pool(x), rtol=1e-14, atol=1e-14)
-        assert all(p.grad_fn is None for p in product.buffers())
-
-
-def test_a_model_with_nothing_to_leave_out_stays_itself() -> None:
-    for model in (ll.models.mlp(12), nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())):
-        x = images(2, 1, 3, 4).float()  # averages of 12 pixels: no power of two
-        assert lighter(model, x) is model
-    assert lighter(model, torch.ones(1, 1, 64, 64)) is model  # a matrix too large to pay
 
 
 class Twice(nn.Module):
@@ -284,35 +209,6 @@ class Shared(nn.Module):
         return self.last(z) * torch.relu(self.scale) + torch.relu(self.scale.view(1, 6))
 
 
-def test_relu_overwrites_only_what_nobody_else_reads() -> None:
-    model, x = Shared().double().eval().requires_grad_(False), images(4, 6)
-    before = x.clone(), model.scale.clone()
-    traced = trace(model)
-    assert traced is not None and not overwrite(traced)
-    cnn = trace(ll.models.small_cnn(pool=True).eval())
-    assert cnn is not None and overwrite(cnn)
-    assert sum(node.target is torch.relu_ for node in cnn.graph.nodes) == 4
-    folded = Folded(nn.Sequential(model, nn.Linear(6, 6).double(), nn.ReLU(), nn.Identity()))
-    y = folded.module(x)
-    assert torch.equal(before[0], x) and torch.equal(before[1], model.scale)
-    assert not torch.equal(y, folded.module(2 * x))
-
-
-@pytest.mark.parametrize("name", ["VGG-9", "ResNet-8", "torchvision's ResNet-18"])
-def test_relu_that_overwrites_changes_no_bit(name: str) -> None:
-    build, x, _ = FOLDABLE[name]
-    model = unsettled(build())
-    traced = trace(model)
-    assert traced is not None
-    x = x.clone()
-    x.view(-1)[0] = torch.nan
-    expected, changed = model(x), overwrite(traced)
-    traced.recompile()
-    if name == "torchvision's ResNet-18":  # whose ReLU overwrites anyway
-        assert not changed
-    torch.testing.assert_close(traced(x), expected, rtol=0, atol=0, equal_nan=True)
-
-
 class Named(nn.Module):
     """ReLU and pooling called with a keyword."""
 
@@ -341,10 +237,3 @@ def clamped() -> nn.Module:
     model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU())
     model[1].forward = lambda x: x.clamp(0, 6)  # type: ignore
     return model
-
-
-@pytest.mark.parametrize("build", [Named, Remembered, clamped])
-def test_relu_in_an_unusual_place_stays_as_it_is(build: Callable[[], nn.Module]) -> None:
-    model = build().double().eval().requires_grad_(False)
-    x = 30 * images(3, 1, 9, 9)
-    torch.testing.assert_close(Folded(model).module(x), model(x), rtol=0, atol=0)
