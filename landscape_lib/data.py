@@ -7,9 +7,7 @@ user's cache, and at last asks torchvision to download them; ``data_files`` read
 
 from __future__ import annotations
 
-import contextlib
 import os
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from numbers import Integral
@@ -136,8 +134,8 @@ def load(
        ``cifar-10-batches-py``), or image files in ``train/<class>/`` and ``test/<class>/``,
        there or one folder further down (``cifar10/train/<class>/``);
     2. a system package: Debian's ``dataset-fashion-mnist``;
-    3. the user's cache, ``~/.cache/landscape_lib`` (or below ``$XDG_CACHE_HOME``);
-    4. torchvision's download into that cache, with a progress bar.
+    3. the user's cache, ``~/.cache/landscape_lib`` (or below ``$XDG_CACHE_HOME``), into which
+       torchvision downloads what is not there yet.
 
     Args:
         name: ``"digits"`` (1,437 train and 360 test images, 8x8), ``"fashion_mnist"`` (60,000 and
@@ -150,23 +148,27 @@ def load(
 
     Raises:
         FileNotFoundError: the data set is nowhere; the message names every way to get it.
+        ImportError: there are files that only torchvision reads, and it cannot be imported.
         ValueError: an argument is not one of the above, or a file is truncated or corrupt.
     """
     if not isinstance(name, str) or name not in FACTS:
         raise ValueError(f"name: expected one of {', '.join(map(repr, FACTS))}, got {name!r}")
     if split not in ("train", "test"):
         raise ValueError(f"split: expected 'train' or 'test', got {split!r}")
-    if samples is not None and samples < 1:
-        raise ValueError(f"samples: expected at least 1, got {samples}")
+    if samples is not None:
+        _check_samples(samples)
     target = runtime.pick_device(device)
     kind = _floating(dtype, torch.empty(0))
     facts = FACTS[name]
 
-    found = data_files.read_digits(split) if name == "digits" else _find(facts, name, split)
-    raw, labels = found.pixels, found.labels
-    if samples is not None:
-        chosen = _choose(samples, len(labels), seed)
-        raw, labels = raw[chosen], labels[chosen]
+    with torch.device("cpu"):  # whatever the caller's default device
+        found = data_files.read_digits(split) if name == "digits" else _find(facts, name, split)
+        pixels, labels, source = found
+        count, whole = len(labels), facts.counts[split]
+        if count != whole:
+            source += f" ({count:,} of {whole:,} images)"
+        rows = torch.arange(count) if samples is None else _choose(samples, count, seed)
+        raw, labels = pixels(rows), labels[rows]
     # uint8 travels to the device; low-precision types are computed in float32 and rounded once.
     x = raw.to(target).to(torch.promote_types(kind, torch.float32))
     x.div_(facts.white).sub_(_per_channel(facts.mean, x)).div_(_per_channel(facts.std, x))
@@ -178,7 +180,7 @@ def load(
         classes=facts.classes,
         mean=facts.mean,
         std=facts.std,
-        source=found.source,
+        source=source,
     )
 
 
@@ -190,20 +192,19 @@ def cache_folder() -> Path:
 
 def _find(facts: Facts, name: str, split: str) -> Images:
     """Read a data set from the first place that has it."""
-    cache = cache_folder()
     named = os.environ.get("LANDSCAPE_DATA")
-    places: list[tuple[Path, str | None]] = []
-    if named:
-        places += [(Path(named).expanduser(), None)]
-    places += [(SYSTEM_FOLDER, facts.package), (cache, "torchvision download")]
-    for folder, origin in places:
-        found = data_files.read_folder(facts, folder, split, origin=origin, cache=cache)
+    places = [(Path(named).expanduser(), None)] if named else []
+    for folder, source in (*places, (SYSTEM_FOLDER, facts.package)):
+        found = data_files.read_folder(facts, folder, split, source)
         if found is not None:
             return found
+    cache = cache_folder()
     try:
-        return _download(facts, name, split, cache)
-    except (ImportError, OSError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
+        return data_files.read_torchvision(
+            facts, cache, split, "torchvision download", download=True
+        )
+    except Exception as error:  # offline, no torchvision, no space, damaged
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
         there = f"{named}, which does not hold it" if named else "not set"
         raise FileNotFoundError(
             f"{facts.title} ({split}) was not found. Ways to get it:\n"
@@ -212,42 +213,30 @@ def _find(facts: Facts, name: str, split: str) -> Images:
             f"{name}/{split}/<class>/;\n"
             f"- install a system package: {facts.package or 'none is known'} "
             f"(looked in {SYSTEM_FOLDER});\n"
-            f"- put either of these layouts into the cache, {cache};\n"
-            f"- be online, and torchvision downloads it there (tried just now: {reason}).\n"
+            f"- put {facts.folders[0]}/ into the cache, {cache}, or be online, and torchvision "
+            f"downloads it there (tried just now: {reason}).\n"
             'Or use load("digits", ...), which needs no files.'
         ) from error
 
 
-def _download(facts: Facts, name: str, split: str, cache: Path) -> Images:
-    """Let torchvision download into a folder of its own, which moves into place when complete."""
-    from torchvision import datasets
-
-    fetch = {"fashion_mnist": datasets.FashionMNIST, "cifar10": datasets.CIFAR10}[name]
-    cache.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="download-", dir=cache) as folder:
-        fetch(folder, train=split == "train", download=True)
-        found = data_files.read_folder(
-            facts, Path(folder), split, origin="torchvision download", cache=cache
-        )
-        if found is None:
-            raise RuntimeError("torchvision reported success but left no files")
-        top = facts.folders[0].split("/")[0]
-        with contextlib.suppress(OSError):  # where another process was faster
-            os.replace(Path(folder) / top, cache / top)
-        return found
-
-
-def _choose(samples: Any, available: int, seed: int) -> Tensor:
+def _check_samples(samples: Any, most: int | None = None) -> None:
     whole = isinstance(samples, Integral) and not isinstance(samples, bool)
-    if not whole or not 1 <= samples <= available:
-        raise ValueError(f"samples: expected 1 to {available:,} (all there are), got {samples!r}")
-    return torch.randperm(available, generator=runtime.generator(seed))[:samples]
+    if not whole or samples < 1 or (most is not None and samples > most):
+        bounds = "at least 1" if most is None else f"1 to {most:,} (all there are)"
+        raise ValueError(f"samples: expected {bounds}, got {samples!r}")
 
 
-def _floating(dtype: torch.dtype | None, like: Tensor) -> torch.dtype:
-    if dtype is not None and not dtype.is_floating_point:
-        raise ValueError(f"dtype: expected a floating-point type, got {dtype}")
-    return dtype or like.dtype
+def _choose(samples: int, available: int, seed: int) -> Tensor:
+    _check_samples(samples, available)
+    return torch.randperm(available, generator=runtime.generator(seed), device="cpu")[:samples]
+
+
+def _floating(dtype: Any, like: Tensor) -> torch.dtype:
+    if dtype is None:
+        return like.dtype
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise ValueError(f"dtype: expected a floating-point type, got {dtype!r} (torch.float32?)")
+    return dtype
 
 
 def _per_channel(values: tuple[float, ...], like: Tensor) -> Tensor:

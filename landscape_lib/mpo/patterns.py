@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from landscape_lib.data_files import open_picture
 from landscape_lib.evaluation.batches import check_count
 from landscape_lib.mpo import drawings as mpo_drawings
 
@@ -82,7 +83,7 @@ def from_image(
     """Read a picture: LOW where it is opaque or, without transparency, where it is dark.
 
     Args:
-        path: a PNG or any file that PIL reads.
+        path: a PNG or JPEG file.
         size: height and width, or one number for both; the picture's own if ``None``.
         threshold: opacity (or darkness) in [0, 1] above which a cell is LOW, after resizing.
 
@@ -90,16 +91,10 @@ def from_image(
         FileNotFoundError: there is no such file.
         ValueError: the file is no picture, a bad size or threshold, or all cells come out equal.
     """
-    from PIL import Image, UnidentifiedImageError
-
     _check_fraction("threshold", threshold)
-    try:
-        with Image.open(path) as image:
-            picture = np.asarray(image.convert("RGBA"))
-            grey = np.asarray(image.convert("L"))
-    except UnidentifiedImageError as error:
-        raise ValueError(f"path: expected a picture, got {os.fspath(path)!r}") from error
-    opacity = picture[..., 3]
+    picture = open_picture(path)
+    grey = np.asarray(picture.convert("L"))
+    opacity = np.asarray(picture.convert("RGBA"))[..., 3]
     ink = opacity if opacity.min() < 255 else 255 - grey
     return from_drawing(_resized(ink, ink.shape if size is None else size, threshold))
 

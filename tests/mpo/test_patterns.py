@@ -102,6 +102,21 @@ def test_an_image_is_resized_by_area_and_compared_with_the_threshold(tmp_path):
         patterns.from_image(quarter, (1, 2), threshold=0.3)
 
 
+def test_16_bit_grey_is_scaled_not_clipped(tmp_path):
+    path = tmp_path / "deep.png"
+    Image.fromarray(np.where(L_SHAPE, 1000, 60000).astype(np.uint16)).save(path)  # 4 and 233
+    assert np.array_equal(patterns.from_image(path), L_SHAPE)
+    with pytest.raises(ValueError, match="that are HIGH"):
+        patterns.from_image(path, threshold=0.99)  # 251 of 255 is darker than .98 only
+
+
+def test_only_png_and_jpeg_are_opened(tmp_path):
+    path = tmp_path / "picture.png"
+    Image.new("L", (4, 4)).save(path, format="EPS")  # for which PIL would start Ghostscript
+    with pytest.raises(ValueError, match="path: expected a picture, .*PNG or JPEG"):
+        patterns.from_image(path)
+
+
 def test_text_fills_its_cells_and_leaves_a_margin():
     for text, size in [("A", 20), ("MPO", (20, 50)), ("two\nlines", 40)]:
         pattern = patterns.from_text(text, size)
@@ -209,6 +224,7 @@ MISTAKES = {
     "rows and numbers": (lambda: patterns.from_drawing(["#.", 3]), ValueError, "got row 1: 3"),
     "objects": (lambda: patterns.from_drawing({"a": 1}), TypeError, "got dict"),
     "no file": (lambda: patterns.from_image("no.png"), FileNotFoundError, "no.png"),
+    "no path": (lambda: patterns.from_image(None), TypeError, "path: expected .*got None"),
     "no picture": (lambda: patterns.from_image(__file__), ValueError, "path: expected a picture"),
     "threshold": (
         lambda: patterns.from_image("no.png", threshold=2),
