@@ -33,7 +33,7 @@ def _update(state: Any, value: Any) -> None:
     if isinstance(value, Tensor):
         state.update(f"tensor {tuple(value.shape)} {value.dtype}".encode())
         # A fresh copy: a tensor of one entry may count as contiguous with any stride.
-        flat = torch.empty(value.numel(), dtype=value.dtype)
+        flat = torch.empty(value.numel(), dtype=value.dtype, device="cpu")
         flat.copy_(value.detach().flatten())
         _update_with_bytes(state, flat.view(torch.uint8).numpy())
     elif isinstance(value, np.ndarray):

@@ -61,7 +61,9 @@ class Movable:
     ) -> None:
         self._seed, self._allowed = seed, allowed
         self._ready: Prepared | None = None
-        module = private_copy(model).train(training).requires_grad_(False)
+        module = private_copy(model).train(training)
+        for parameter in module.parameters():
+            parameter.requires_grad_(False)
         batchnorm.follow_running_statistics(module)
         if policy == "batch":
             batchnorm.use_batch_statistics(module)
@@ -85,7 +87,7 @@ class Movable:
         self.habits = habits(self.run, module, self._example)
         self._overwrites = self.habits.overwrites
         self.draws = training or self.habits.draws
-        self.work = self.run(workload, module, self._example)
+        self.work = self.run(workload, private_copy(module), self._example)
         self.channels_last = False
         self._pristine = module if self.habits.remembers else None
         self.shortcuts = Shortcuts(fold=fold and not self.habits.remembers)

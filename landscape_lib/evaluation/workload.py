@@ -81,8 +81,10 @@ def workload(model: nn.Module, x: Any) -> Workload:
         largest.append(_bytes((inputs, output)))
 
     leaves = [module for module in model.modules() if not list(module.children())]
-    hooks = [module.register_forward_hook(note) for module in leaves]
+    hooks = []
     try:
+        for module in leaves:
+            hooks.append(module.register_forward_hook(note))
         with torch.no_grad(), _Counter() as counter:
             output = model(few)
     except Exception:
