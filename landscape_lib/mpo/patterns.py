@@ -51,7 +51,10 @@ def from_drawing(drawing: str | Sequence[str] | ArrayLike) -> Pattern:
         drawing = drawing.strip("\n").split("\n")
     if isinstance(drawing, (list, tuple)) and any(isinstance(row, str) for row in drawing):
         drawing = _read_rows(drawing)
-    array = np.asarray(drawing)
+    try:
+        array = np.asarray(drawing)
+    except ValueError as error:
+        raise ValueError("pattern: expected rows of one length, got a ragged one") from error
     if array.dtype.kind not in "biuf":
         raise TypeError(
             f"pattern: expected an array of 0 and 1 or rows of text, got {type(drawing).__name__} "
@@ -87,12 +90,15 @@ def from_image(
         threshold: opacity (or darkness) in [0, 1] above which a cell is LOW, after resizing.
 
     Raises:
+        TypeError: ``path`` is no path.
         FileNotFoundError: there is no such file.
         ValueError: the file is no picture, a bad size or threshold, or all cells come out equal.
     """
     from PIL import Image, UnidentifiedImageError
 
     _check_fraction("threshold", threshold)
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(f"path: expected the path of a picture, got {type(path).__name__}")
     try:
         with Image.open(path) as image:
             picture = np.asarray(image.convert("RGBA"))

@@ -50,6 +50,7 @@ def fit(model: nn.Module | None = None, pattern: Any = PATTERN, **settings: Any)
         "batch_size": 5,
         "lr": 1e-2,
         "shared_batch": False,
+        "schedule": "constant",
         "record_every": 2,
         "progress": False,
     }
