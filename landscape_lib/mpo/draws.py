@@ -33,8 +33,7 @@ def coordinates(pattern: Pattern) -> FloatArray:
 
 def trained_cells(pattern: Pattern, prune: bool) -> tuple[Tensor, Tensor]:
     """Return the indices of the LOW and of the HIGH cells that are trained."""
-    # A pattern of a single cell is ordinary training, and nothing of it is left out.
-    classes = patterns.prune(pattern) if prune and pattern.size > 1 else np.where(pattern, 1, -1)
+    classes = patterns.trained(pattern, prune)
     low, high = (torch.from_numpy(np.flatnonzero(classes == kind)) for kind in (1, -1))
     return low, high
 

@@ -9,12 +9,10 @@ from numbers import Real
 from typing import Any
 
 import numpy as np
-import torch
 import xarray as xr
 from numpy.typing import ArrayLike
 
 from landscape_lib.mpo import patterns
-from landscape_lib.mpo.draws import trained_cells
 from landscape_lib.mpo.patterns import Pattern
 from landscape_lib.mpo.settings import TAU, check_tau
 from landscape_lib.slices import FloatArray
@@ -87,7 +85,7 @@ def quality(
     }
     if variable not in maps:
         raise ValueError(f"variable: expected one of {sorted(maps)}, got {variable!r}")
-    trained = np.isin(np.arange(low.size), torch.cat(trained_cells(low, True))).reshape(low.shape)
+    trained = patterns.trained(low) != 0
     counted = np.ones(low.shape, dtype=bool) if pruned else trained
     missing = int(np.isnan(maps[variable][counted]).sum())
     if missing:

@@ -208,6 +208,16 @@ MISTAKES = {
     "ragged rows": (lambda: patterns.from_drawing("#.\n#"), ValueError, "rows of one length"),
     "rows and numbers": (lambda: patterns.from_drawing(["#.", 3]), ValueError, "got row 1: 3"),
     "objects": (lambda: patterns.from_drawing({"a": 1}), TypeError, "got dict"),
+    "ragged numbers": (
+        lambda: patterns.from_drawing([[1, 0, 1], [1]]),
+        ValueError,
+        r"pattern: expected rows of one length, got rows of \[3, 1\]",
+    ),
+    "no path": (
+        lambda: patterns.from_image(None),
+        TypeError,
+        "path: expected the path of a picture, got NoneType",
+    ),
     "no file": (lambda: patterns.from_image("no.png"), FileNotFoundError, "no.png"),
     "no picture": (lambda: patterns.from_image(__file__), ValueError, "path: expected a picture"),
     "threshold": (
