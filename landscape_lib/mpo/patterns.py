@@ -92,15 +92,12 @@ def from_image(
         threshold: opacity (or darkness) in [0, 1] above which a cell is LOW, after resizing.
 
     Raises:
-        TypeError: ``path`` is no path.
         FileNotFoundError: there is no such file.
         ValueError: the file is no picture, a bad size or threshold, or all cells come out equal.
     """
     from PIL import Image, UnidentifiedImageError
 
     _check_fraction("threshold", threshold)
-    if not isinstance(path, (str, os.PathLike)):
-        raise TypeError(f"path: expected the path of a picture, got {type(path).__name__}")
     try:
         with Image.open(path) as image:
             picture = np.asarray(image.convert("RGBA"))

@@ -213,11 +213,6 @@ MISTAKES = {
         ValueError,
         r"pattern: expected rows of one length, got rows of \[3, 1\]",
     ),
-    "no path": (
-        lambda: patterns.from_image(None),
-        TypeError,
-        "path: expected the path of a picture, got NoneType",
-    ),
     "no file": (lambda: patterns.from_image("no.png"), FileNotFoundError, "no.png"),
     "no picture": (lambda: patterns.from_image(__file__), ValueError, "path: expected a picture"),
     "threshold": (
