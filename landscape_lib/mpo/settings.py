@@ -37,9 +37,9 @@ PAPER_EPOCHS = 100  # the budget of the authors' program: 11,800 steps on Fashio
 DRAWS, FEWEST_STEPS = 500, 1000
 
 PROCEDURES: dict[str, dict[str, Any]] = {
-    # What the tables of chapter 8, "What makes a fit fast", show to give most for the work: images
-    # of its own for each cell, few of them, and many steps. (One image would do for an MLP; batch
-    # norm and convolutions need some.)
+    # Among the best rows of chapter 8, "What makes a fit fast": images of its own for each
+    # cell, few of them, and many steps. Not one image only, which is best there, with an MLP: batch
+    # norm has no statistics of one, and a small CNN showed details worse.
     "fast": {
         "cells": 24,
         "batch_size": 4,
