@@ -23,11 +23,12 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 import landscape_lib as ll
+from landscape_lib.mpo import draws
 from landscape_lib.mpo.cells import Cells
 from landscape_lib.mpo.draws import Objective
 from landscape_lib.mpo.span import Span, initial_vectors
 
-AUTHORS = {"cells": 50, "batch_size": 512, "lr": 3e-4, "clip": 100.0} | {
+AUTHORS = {"procedure": "paper", "cells": 50, "batch_size": 512, "lr": 3e-4, "clip": 100.0} | {
     "parametrization": "code",
     "initialization": "pytorch",
 }
@@ -192,7 +193,7 @@ class DrawHard:
     def draw(
         self, groups: tuple[Tensor, ...], amounts: tuple[int, ...], seed: int
     ) -> Iterator[Tensor]:
-        """Draw without end, as ``mpo_draws.draw_cells``."""
+        """Draw without end, as ``mpo.draws.draw_cells``."""
         source = ll.runtime.generator(seed + 1)
         self.badness = torch.ones(1 + max(int(group.max()) for group in groups))
         while True:
@@ -247,9 +248,12 @@ def try_alternative(change: dict[str, Any], seed: int) -> ll.mpo.Quality:
     hard = DrawHard() if settings.pop("hard", False) else None
     iterations = CELL_IMAGES // (2 * settings["cells"] * settings["batch_size"])
     settings |= {"iterations": iterations, "seed": seed, "progress": False}
-    draw = {"draw_cells": hard.draw if hard else ll.mpo.draw_cells}
+    draw = hard.draw if hard else draws.draw_cells
     watch = (lambda *a: hard.watch(*a)) if hard else SUMMARY
-    with mock.patch.multiple(ll.mpo, **draw), mock.patch.object(Objective, "summary", watch):
+    with (
+        mock.patch.object(draws, "draw_cells", draw),
+        mock.patch.object(Objective, "summary", watch),
+    ):
         fit = ll.mpo.fit(model, pattern, data, **settings)
     return ll.mpo.quality(ll.evaluate(model, fit.plane(), test, progress=False), pattern)
 

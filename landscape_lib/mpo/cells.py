@@ -11,7 +11,7 @@ three ways to them, of equal result:
 ``basis``
     no weights of cells at all: every layer is applied with the weights of the basis, to a batch
     whose samples belong to different cells, and its outputs are combined per sample (see
-    ``mpo_layers``). For a plane that is three times the multiplications, in three times as large
+    ``mpo.layers``). For a plane that is three times the multiplications, in three times as large
     products, and no loop however few images a cell has.
 """
 

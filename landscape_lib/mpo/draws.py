@@ -5,6 +5,7 @@ Draws follow from the seed alone, so a resumed fit gets the same by leaving out 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -15,6 +16,7 @@ from torch import Tensor
 from landscape_lib import runtime
 from landscape_lib.mpo import patterns
 from landscape_lib.mpo.patterns import Pattern
+from landscape_lib.mpo.settings import Settings
 from landscape_lib.slices import FloatArray
 
 
@@ -31,8 +33,7 @@ def coordinates(pattern: Pattern) -> FloatArray:
 
 def trained_cells(pattern: Pattern, prune: bool) -> tuple[Tensor, Tensor]:
     """Return the indices of the LOW and of the HIGH cells that are trained."""
-    # A pattern of a single cell is ordinary training, and nothing of it is left out.
-    classes = patterns.prune(pattern) if prune and pattern.size > 1 else np.where(pattern, 1, -1)
+    classes = patterns.trained(pattern, prune)
     low, high = (torch.from_numpy(np.flatnonzero(classes == kind)) for kind in (1, -1))
     return low, high
 
@@ -87,3 +88,42 @@ class Objective:
             side.mean() for v in (losses, accuracies) for side in (v[: self.low], v[self.low :])
         ]
         return torch.stack([self.terms(losses, slice(None)).sum(), *means])
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which cells and which images every iteration of a fit sees.
+
+    Attributes:
+        pattern: the pattern.
+        settings: of the fit.
+        total: number of images in the training set.
+    """
+
+    pattern: Pattern
+    settings: Settings
+    total: int
+
+    def objective(self) -> Objective:
+        """Return what is minimised: of as many cells as asked for, or all if there are fewer."""
+        groups = trained_cells(self.pattern, self.settings.prune)
+        low, high = map(min, map(len, groups), self.settings.cells)
+        return Objective(low, high, self.settings.high_weight, self.settings.tau)
+
+    def iterations(self, done: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Go through the iterations after those that are done.
+
+        Yields:
+            Coefficients of the cells (K, 1 + d), LOW cells first, and the indices of the images.
+        """
+        settings, objective = self.settings, self.objective()
+        amounts = objective.low, objective.high
+        images = settings.batch_size * (1 if settings.shared_batch else sum(amounts))
+        places = torch.from_numpy(np.insert(coordinates(self.pattern), 0, 1.0, axis=1))
+        draws = zip(
+            draw_cells(trained_cells(self.pattern, settings.prune), amounts, settings.seed),
+            draw_images(self.total, images, settings.seed),
+            strict=True,
+        )
+        for cells, chosen in itertools.islice(draws, done, settings.iterations):
+            yield places[cells], chosen

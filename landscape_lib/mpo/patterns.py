@@ -8,7 +8,7 @@ dimensions. ``~pattern`` exchanges LOW and HIGH.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from numbers import Integral, Real
 from typing import Any
 
@@ -52,7 +52,12 @@ def from_drawing(drawing: str | Sequence[str] | ArrayLike) -> Pattern:
         drawing = drawing.strip("\n").split("\n")
     if isinstance(drawing, (list, tuple)) and any(isinstance(row, str) for row in drawing):
         drawing = _read_rows(drawing)
-    array = np.asarray(drawing)
+    try:
+        array = np.asarray(drawing)
+    except ValueError as error:
+        rows = drawing if isinstance(drawing, (list, tuple)) else ()
+        lengths = [len(row) if isinstance(row, Sized) else 1 for row in rows]
+        raise ValueError(f"pattern: expected rows of one length, got rows of {lengths}") from error
     if array.dtype.kind not in "biuf":
         raise TypeError(
             f"pattern: expected an array of 0 and 1 or rows of text, got {type(drawing).__name__} "
@@ -219,6 +224,14 @@ def prune(pattern: ArrayLike) -> NDArray[np.int8]:
     window = tuple(range(cells.ndim, 2 * cells.ndim))
     uniform = around.all(axis=window) | ~around.any(axis=window)
     return np.where(uniform, 0, np.where(cells, 1, -1)).astype(np.int8)
+
+
+def trained(pattern: Pattern, pruned: bool = True) -> NDArray[np.int8]:
+    """Say which cells a fit trains: +1 for LOW, -1 for HIGH, 0 for those left out, if any are.
+
+    A pattern of a single cell is ordinary training, and nothing of it is left out.
+    """
+    return prune(pattern) if pruned and pattern.size > 1 else np.where(pattern, 1, -1).astype("i1")
 
 
 def _read_rows(rows: Sequence[Any]) -> list[list[bool]]:

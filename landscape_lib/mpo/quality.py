@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from numbers import Real
 from typing import Any
 
 import numpy as np
 import xarray as xr
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from landscape_lib.mpo import patterns
+from landscape_lib.mpo.patterns import Pattern
+from landscape_lib.mpo.settings import TAU, check_tau
+from landscape_lib.slices import FloatArray
 
 
 @dataclass(frozen=True)
@@ -28,7 +32,10 @@ class Quality:
         iou: of the cells that the map shows LOW and those that the pattern has LOW, the number in
             both over the number in either (intersection over union).
         threshold: above this accuracy, or below this loss, the map shows a cell LOW.
+        loss_iou: the same of the map that shows a cell LOW if its loss is below tau.
         cells: number of cells counted.
+        trained: all of this over the trained cells alone: the insides of large areas, which are
+            easy, flatter the picture. ``None`` if these are the cells counted.
     """
 
     low_loss: float
@@ -39,7 +46,9 @@ class Quality:
     loss_gap: float
     iou: float
     threshold: float
+    loss_iou: float
     cells: int
+    trained: Quality | None = None
 
 
 def quality(
@@ -48,15 +57,17 @@ def quality(
     *,
     variable: str = "accuracy",
     threshold: float | None = None,
+    tau: float = TAU,
     pruned: bool = True,
 ) -> Quality:
     """Compare a map with the pattern that it was fitted to.
 
     Args:
-        surface: what ``evaluate`` gives for the plane or the slice of a fit.
+        surface: ``fitted.map(...)``, or what ``evaluate`` gives for the plane or slice of a fit.
         pattern: as given to ``fit``.
         variable: ``"accuracy"`` or ``"loss"``: which of the two is compared with the threshold.
         threshold: of that variable; by default the midpoint between its LOW and its HIGH mean.
+        tau: below this loss ``loss_iou`` takes a cell for LOW; as given to ``fit``.
         pruned: count the cells that pruning leaves out of training as well.
 
     Raises:
@@ -66,6 +77,7 @@ def quality(
     low = patterns.from_drawing(pattern)
     if threshold is not None:
         _check_threshold(threshold)
+    check_tau(tau)
     if variable not in ("accuracy", "loss"):
         raise ValueError(f"variable: expected 'accuracy' or 'loss', got {variable!r}")
     maps = {
@@ -73,10 +85,26 @@ def quality(
     }
     if variable not in maps:
         raise ValueError(f"variable: expected one of {sorted(maps)}, got {variable!r}")
-    counted = np.ones(low.shape, dtype=bool) if pruned else patterns.prune(low) != 0
+    trained = patterns.trained(low) != 0
+    counted = np.ones(low.shape, dtype=bool) if pruned else trained
     missing = int(np.isnan(maps[variable][counted]).sum())
     if missing:
         raise ValueError(f"surface: expected {variable} at every cell, {missing} are NaN")
+    found = _compare(maps, low, counted, variable, threshold, tau)
+    if not pruned:
+        return found
+    return replace(found, trained=_compare(maps, low, trained, variable, threshold, tau))
+
+
+def _compare(
+    maps: Mapping[str, FloatArray],
+    low: Pattern,
+    counted: Pattern,
+    variable: str,
+    threshold: float | None,
+    tau: float,
+) -> Quality:
+    """Compare maps with a pattern in those cells that count."""
     means = {
         (name, kind): _mean(values[counted & (low == kind)])
         for name, values in maps.items()
@@ -85,7 +113,6 @@ def quality(
     if threshold is None:
         threshold = (means[variable, True] + means[variable, False]) / 2
     shown = maps[variable] > threshold if variable == "accuracy" else maps[variable] < threshold
-    either = (shown | low) & counted
     low_accuracy, high_accuracy = (
         means.get(("accuracy", kind), math.nan) for kind in (True, False)
     )
@@ -96,17 +123,24 @@ def quality(
         high_accuracy=high_accuracy,
         gap=low_accuracy - high_accuracy,
         loss_gap=means["loss", False] - means["loss", True],
-        iou=float((shown & low & counted).sum() / either.sum()),
+        iou=_overlap(shown & counted, low & counted),
         threshold=float(threshold),
+        loss_iou=_overlap((maps["loss"] < tau) & counted, low & counted),
         cells=int(counted.sum()),
     )
 
 
-def cells_of(values: xr.DataArray, shape: tuple[int, ...]) -> NDArray[np.float64]:
+def _overlap(first: Pattern, second: Pattern) -> float:
+    """Return intersection over union."""
+    return float((first & second).sum() / (first | second).sum())
+
+
+def cells_of(values: xr.DataArray, shape: tuple[int, ...]) -> FloatArray:
     """Return a map in the shape of its pattern: rows are beta, columns alpha.
 
     Args:
-        values: over ``("alpha", "beta")`` or over ``("point",)``.
+        values: over ``("alpha", "beta")`` in any order, over ``("point",)``, or over the axes of
+            the pattern.
         shape: of the pattern.
 
     Raises:
@@ -124,7 +158,7 @@ def cells_of(values: xr.DataArray, shape: tuple[int, ...]) -> NDArray[np.float64
     return np.asarray(values)
 
 
-def _mean(values: NDArray[np.float64]) -> float:
+def _mean(values: FloatArray) -> float:
     return float(np.mean(values)) if values.size else math.nan
 
 

@@ -17,7 +17,8 @@ from landscape_lib import directions, models, results
 from landscape_lib.data import Dataset
 from landscape_lib.slices import Plane
 from landscape_lib.training.checkpoint import History
-from landscape_lib.training.train import crop_and_flip, score, train
+from landscape_lib.training.score import score
+from landscape_lib.training.train import crop_and_flip, train
 from landscape_lib.weights import weights_of
 
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 import landscape_lib as ll
 from landscape_lib.mpo.draws import coordinates, draw_cells, draw_images, trained_cells
+from landscape_lib.mpo.settings import Settings
 from landscape_lib.mpo.span import initial_vectors
 from landscape_lib.runtime import generator
 from landscape_lib.training.checkpoint import CheckpointMismatch
@@ -50,6 +51,7 @@ def fit(model: nn.Module | None = None, pattern: Any = PATTERN, **settings: Any)
         "batch_size": 5,
         "lr": 1e-2,
         "shared_batch": False,
+        "schedule": "constant",
         "record_every": 2,
         "progress": False,
     }
@@ -223,6 +225,105 @@ def test_oracle_11_the_map_has_the_losses_of_training(build, method):
     assert quality.low_loss == pytest.approx(last["low_loss"], rel=1e-10)
     assert quality.high_loss == pytest.approx(last["high_loss"], rel=1e-10)
     assert quality.gap == pytest.approx(last["gap"], abs=1e-12)
+
+
+# --- defaults and procedures --------------------------------------------------------------------
+
+
+def test_a_fit_without_arguments_draws_a_picture():
+    letter = ["##...", "#....", "####.", "#....", "#...."]
+    got = ll.mpo.fit(mlp(), letter, DIGITS, progress=False)
+    surface = got.map(mlp(), DIGITS, progress=False)
+    quality = got.quality(surface)
+    assert quality.gap > 0.5 and quality.iou > 0.7
+    # CASES, issue G 6: the map is compared with the pattern as it is, without a transpose.
+    values, low = surface.accuracy.values, got.pattern
+    assert values[low].mean() - values[~low].mean() == pytest.approx(quality.gap)
+    assert got.history.epochs[-1]["iteration"] == 1000
+
+
+def test_the_defaults_of_small_patterns_and_small_data():
+    few = DIGITS.subset(3)
+    settings = {"progress": False, "record_every": 1000}
+    got = ll.mpo.fit(mlp(), ["#."], few, **settings)
+    own = {"cells": 1, "shared_batch": False, "lr": 2e-3, "schedule": "one-cycle"}
+    same = ll.mpo.fit(mlp(), ["#."], few, iterations=1000, batch_size=3, **own, **settings)
+    assert_same_fit(got, same)
+    # 112 LOW and 113 HIGH cells, none pruned: 500 x 113 / 24 steps let each be drawn 500 times.
+    board = Settings.of("fast", np.indices((15, 15)).sum(0) % 2 == 1, 240, **GIVEN)
+    assert (board.cells, board.batch_size, board.iterations) == ((24, 24), 4, 2355)
+
+
+GIVEN: dict[str, Any] = dict.fromkeys(Settings.__dataclass_fields__) | {
+    "seed": 0,
+    "tau": 2.5,
+    "high_weight": 1.0,
+    "prune": True,
+    "parametrization": "paper",
+    "initialization": "xavier",
+    "scale": 0.1,
+    "method": "auto",
+    "record_every": 100,
+}
+
+
+def test_the_papers_procedure_is_one_argument_and_explicit_ones_win():  # METHODS A
+    pattern = ll.patterns.from_drawing(PATTERN)
+    paper = Settings.of("paper", pattern, 60_000, **GIVEN)
+    assert (paper.cells, paper.batch_size, paper.lr) == ((50, 50), 512, 3e-4)
+    assert paper.shared_batch and paper.schedule == "constant" and paper.iterations == 11_800
+    cifar = Settings.of("paper", pattern, 50_000, **GIVEN | {"batch_size": 256})
+    assert cifar.iterations == 19_600
+    small = Settings.of("paper", pattern, 200, **GIVEN | {"lr": 1e-3, "cells": [3, 2]})
+    assert (small.batch_size, small.iterations, small.lr) == (200, 100, 1e-3)
+    assert small.cells == (3, 2)
+    got = ll.mpo.fit(mlp(), PATTERN, DIGITS, procedure="paper", iterations=3, progress=False)
+    written = {"cells": 50, "batch_size": 240, "lr": 3e-4, "shared_batch": True}
+    assert_same_fit(got, fit(iterations=3, record_every=100, **written))
+
+
+def test_two_numbers_of_cells_may_be_a_list():
+    assert_same_fit(fit(cells=[2, 1]), fit(cells=(2, 1)))
+
+
+# --- the map ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("pattern", [PATTERN, ["##.", "#..", "..."], np.eye(4)[:3] > 0])
+def test_a_map_has_the_rows_and_columns_of_its_pattern(pattern):
+    got = fit(pattern=pattern, iterations=2)
+    surface = got.map(mlp(), DIGITS, progress=False)
+    assert surface.accuracy.dims == ("beta", "alpha")
+    assert all(values.shape == got.pattern.shape for values in surface.data_vars.values())
+    for i, j in np.ndindex(got.pattern.shape):
+        alpha, beta = j - got.pattern.shape[1] // 2, i - got.pattern.shape[0] // 2
+        weights = got.plane().weights_at(alpha, beta)
+        output = torch.func.functional_call(mlp(), weights, (DIGITS.x,))
+        loss = F.cross_entropy(output, DIGITS.y).item()
+        assert surface.loss.values[i, j] == pytest.approx(loss, rel=1e-10)
+        assert surface.loss.sel(alpha=alpha, beta=beta).item() == surface.loss.values[i, j]
+
+
+@pytest.mark.parametrize("shape", [(5,), (2, 3, 2)])
+def test_maps_of_other_dimensions_have_the_shape_of_the_pattern(shape):
+    got = fit(pattern=np.indices(shape).sum(0) % 2, iterations=2)
+    surface = got.map(mlp(), DIGITS, progress=False)
+    flat = ll.evaluate(mlp(), got.slice(), DIGITS, progress=False)
+    assert surface.loss.dims == tuple(f"axis_{k}" for k in range(len(shape)))
+    np.testing.assert_array_equal(surface.loss.values, flat.loss.values.reshape(shape))
+    assert surface.attrs["fingerprint"] == flat.attrs["fingerprint"]
+    assert got.quality(surface) == ll.mpo.quality(flat, got.pattern)
+
+
+def test_a_map_uses_batch_statistics_where_training_did():
+    got = fit(cnn(), iterations=2)
+    told = {"batch_size": 100, "progress": False}
+    by_hand = ll.evaluate(cnn(), got.plane(), DIGITS, batchnorm="batch", **told)
+    np.testing.assert_array_equal(got.map(cnn(), DIGITS, **told).loss.values, by_hand.loss.values.T)
+    frozen = ll.evaluate(cnn(), got.plane(), DIGITS, **told)
+    np.testing.assert_array_equal(
+        got.map(cnn(), DIGITS, batchnorm="frozen", **told).loss.values, frozen.loss.values.T
+    )
 
 
 # --- how it is fitted ---------------------------------------------------------------------------
@@ -433,6 +534,28 @@ def test_every_row_of_the_history_can_be_looked_at(tmp_path):
     assert [len(one.history.epochs) for one in resumed] == [3]
 
 
+@pytest.mark.parametrize("method", ["loop", "basis"])
+def test_random_numbers_of_on_record_leave_those_of_the_fit_alone(method, tmp_path):  # CASES N22
+    path = tmp_path / "fit.pt"
+    settings = {"method": method, "model": mlp(nn.Dropout(0.3)), "iterations": 8}
+    drawn: list[float] = []
+
+    def draw(so_far: ll.mpo.MPOFit) -> None:
+        drawn.append(torch.rand(7).sum().item())
+        interrupt_at(stop)(so_far)
+
+    stop = 0
+    whole = fit(on_record=draw, **settings)
+    assert_same_fit(whole, fit(**settings))
+    first, stop = list(drawn), 2
+    with pytest.raises(KeyboardInterrupt):
+        fit(on_record=draw, checkpoint=path, **settings)
+    stop = 0
+    drawn.clear()
+    assert_same_fit(fit(on_record=draw, checkpoint=path, **settings), whole)
+    assert drawn == first[2:]
+
+
 def interrupt_at(row: int):
     def interrupt(fit: ll.mpo.MPOFit) -> None:
         if len(fit.history.epochs) == row:
@@ -518,6 +641,34 @@ def test_pruned_cells_can_be_left_out():
     assert whole.high_accuracy > 0.21
 
 
+def test_trained_cells_and_the_loss_map_stand_beside_all_cells():  # CASES N23
+    face = ll.patterns.draw("smiley", 24)
+    surface = surface_of(0.9, 0.2, face)
+    missing = np.zeros_like(face)
+    left = slice(5, 11), slice(6, 10)  # rows and columns of one eye
+    missing[left] = ~face[left]
+    assert missing.any() and not missing[:, 12:].any()
+    surface.accuracy.values[missing.T], surface.loss.values[missing.T] = 0.9, 0.1
+    got, kinds = ll.mpo.quality(surface, face), ll.patterns.prune(face)
+    assert got.trained == ll.mpo.quality(surface, face, pruned=False)
+    assert got.trained is not None and got.trained.trained is None
+    wrong = (missing & (kinds != 0)).sum()
+    assert got.iou == got.loss_iou == pytest.approx(face.sum() / (face.sum() + missing.sum()))
+    low = (kinds == 1).sum()
+    assert got.trained.iou == got.trained.loss_iou == pytest.approx(low / (low + wrong))
+    assert got.trained.iou < got.iou - 0.01 and got.trained.cells == (kinds != 0).sum()
+
+
+def test_the_loss_map_has_the_threshold_of_the_fit():
+    surface = surface_of(0.9, 0.2)  # losses .1 and 2.8
+    assert ll.mpo.quality(surface, PATTERN).loss_iou == 1.0
+    assert ll.mpo.quality(surface, PATTERN, tau=2.9).loss_iou == pytest.approx(5 / 12)
+    assert fit(iterations=1, tau=2.9).quality(surface).loss_iou == pytest.approx(5 / 12)
+    assert fit(iterations=1, tau=2.9).quality(surface, tau=2.5).loss_iou == 1.0
+    surface.loss[0, 0] = math.nan  # a network that has diverged is not LOW
+    assert ll.mpo.quality(surface, PATTERN).loss_iou == pytest.approx(4 / 5)
+
+
 def test_quality_of_a_single_cell_has_no_gap():
     quality = ll.mpo.quality(surface_of(0.9, 0.2, "#"), "#", threshold=0.5)
     assert quality.iou == 1.0 and quality.low_accuracy == 0.9
@@ -580,6 +731,14 @@ MISTAKES: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "no cells": ({"cells": 0}, ValueError, "cells: expected a whole number of at least 1.* got 0"),
     "no LOW cells": ({"cells": (0, 3)}, ValueError, r"cells: expected .* got \(0, 3\)"),
     "three numbers of cells": ({"cells": (1, 2, 3)}, ValueError, r"cells: .* got \(1, 2, 3\)"),
+    "cells as text": ({"cells": "22"}, ValueError, "cells: expected .* got '22'"),
+    "a list of three": ({"cells": [2, 2, 2]}, ValueError, r"cells: .* got \[2, 2, 2\]"),
+    "procedure": ({"procedure": "slow"}, ValueError, "procedure: expected one of .* got 'slow'"),
+    "ragged pattern": (
+        {"pattern": [[1, 0], [1]]},
+        ValueError,
+        r"pattern: expected rows of one length, got rows of \[2, 1\]",
+    ),
     "half a cell": ({"cells": 2.5}, ValueError, "cells: expected .* got 2.5"),
     "lr": ({"lr": 0}, ValueError, "lr: expected a finite number above 0, got 0"),
     "lr as text": ({"lr": "1e-3"}, ValueError, "lr: expected a finite number above 0, got '1e-3'"),
@@ -637,6 +796,7 @@ def test_a_mistake_is_named_before_any_work(name, monkeypatch):
         ({"pattern": ["#.", ".#"]}, "surface: expected a map of the pattern's 2 x 2 cells"),
         ({"variable": "recall"}, "variable: expected 'accuracy' or 'loss', got 'recall'"),
         ({"threshold": math.nan}, "threshold: expected a finite number, got nan"),
+        ({"tau": 0}, "tau: expected a finite number above 0, got 0"),
         ({"threshold": "half"}, "threshold: expected a finite number, got 'half'"),
         ({"surface": surface_of(0.9, 0.2).drop_vars("accuracy")}, r"got 'accuracy'"),
         ({"surface": surface_of(math.nan, 0.2)}, "surface: expected accuracy at every cell, 5 are"),

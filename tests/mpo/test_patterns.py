@@ -223,6 +223,11 @@ MISTAKES = {
     "ragged rows": (lambda: patterns.from_drawing("#.\n#"), ValueError, "rows of one length"),
     "rows and numbers": (lambda: patterns.from_drawing(["#.", 3]), ValueError, "got row 1: 3"),
     "objects": (lambda: patterns.from_drawing({"a": 1}), TypeError, "got dict"),
+    "ragged numbers": (
+        lambda: patterns.from_drawing([[1, 0, 1], [1]]),
+        ValueError,
+        r"pattern: expected rows of one length, got rows of \[3, 1\]",
+    ),
     "no file": (lambda: patterns.from_image("no.png"), FileNotFoundError, "no.png"),
     "no path": (lambda: patterns.from_image(None), TypeError, "path: expected .*got None"),
     "no picture": (lambda: patterns.from_image(__file__), ValueError, "path: expected a picture"),

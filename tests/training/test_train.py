@@ -20,7 +20,8 @@ import landscape_lib as ll
 from landscape_lib.fingerprint import digest
 from landscape_lib.runtime import generator
 from landscape_lib.training.checkpoint import CheckpointMismatch
-from landscape_lib.training.train import crop_and_flip, score
+from landscape_lib.training.score import score
+from landscape_lib.training.train import crop_and_flip
 
 EPOCHS, STEPS = 5, 4  # 26 samples in batches of 8: the last batch is short
 

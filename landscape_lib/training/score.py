@@ -1,0 +1,95 @@
+"""A model's loss and accuracy on a data set, its modes and the random state left as they were."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from landscape_lib import runtime
+from landscape_lib.evaluation.batches import (
+    Batch,
+    channels_last_pays,
+    check_count,
+    move,
+    read_batches,
+    reads_channels_last,
+)
+from landscape_lib.evaluation.measures import Measures, Seen, UnevenLoss, mean_and_error
+
+
+def score(
+    model: nn.Module,
+    data: Any,
+    *,
+    loss: Callable[[Any, Any], Tensor] = F.cross_entropy,
+    batch_size: int = 512,
+) -> dict[str, float]:
+    """Return a model's mean loss and accuracy on a data set, in eval mode.
+
+    Args:
+        model: its mode is given back afterwards, and so is the global random state.
+        data: anything that :func:`landscape_lib.evaluate` takes.
+        loss: callable ``(output, target) -> scalar mean``.
+        batch_size: samples per forward pass.
+
+    Raises:
+        TypeError, ValueError: bad input, named before any work.
+    """
+    check_model(model)
+    check_count("batch_size", batch_size)
+    device = next(model.parameters()).device
+    with runtime.isolated_random_state(0), mode_given_back(model), torch.no_grad():
+        model.eval()
+        batches, _ = read_batches(data, None, batch_size, 0)
+        last = pays_channels_last(model, move(batches[0], device, None).x)
+        batches = [move(batch, device, None, last) for batch in batches]
+        measures = Measures(loss, None, _seen(model, batches[0]))
+        weights = _weights(model, measures, batches)
+        sums = [measures.sums(*_seen(model, b), w) for b, w in zip(batches, weights, strict=True)]
+    means, _ = mean_and_error(torch.stack(sums).sum(0).cpu().numpy(), 1, 1)
+    return dict(zip(measures.names, means.tolist(), strict=True))
+
+
+def _seen(model: nn.Module, batch: Batch) -> Seen:
+    return Seen(model(batch.x), batch.y, batch.size)
+
+
+def _weights(model: nn.Module, measures: Measures, batches: list[Batch]) -> list[Tensor | None]:
+    """Return what the samples of each batch weigh in the loss, ``None`` where all weigh 1."""
+    if measures.is_even([batch.y for batch in batches]):
+        return [None] * len(batches)
+    try:
+        found = [measures.weights(_seen(model, batch))[0] for batch in batches]
+    except UnevenLoss:
+        measures.only_means()
+        return [None] * len(batches)
+    measures.weigh()
+    return [*found]
+
+
+@contextlib.contextmanager
+def mode_given_back(model: nn.Module) -> Iterator[None]:
+    """Give every module back in the mode it had: a caller may have frozen some of them."""
+    modes = {module: module.training for module in model.modules()}
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def pays_channels_last(model: nn.Module, x: Any) -> bool:
+    """Say whether a model reads images best in channels-last order."""
+    first = next(model.parameters())
+    return channels_last_pays(first.device, first.dtype) and reads_channels_last(model, x)
+
+
+def check_model(model: nn.Module) -> None:
+    """Raise a ``TypeError`` unless ``model`` is a module."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
