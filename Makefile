@@ -63,6 +63,7 @@ serve: ## show the built book in a browser, through a small server of this machi
 repository: ## move the book to another address: make repository URL=https://github.com/you/your-book
 	@test -n "$(URL)" || { echo "Name the address: make repository URL=https://..."; exit 1; }
 	old=$$(sed -n 's/^  url: *//p' _config.yml) new='$(URL)'; export old new; \
+		test -n "$$old" || { echo "_config.yml: expected a line '  url: https://...', got none"; exit 1; }; \
 		git grep -lzIF -e "$$old" | xargs -0 perl -pi -e 's/\Q$$ENV{old}\E/$$ENV{new}/g'
 
 clean: ## remove what make made: the book and .venv
