@@ -16,9 +16,15 @@ book: .venv/book.stamp ## build the book from scratch into _build/html; a warnin
 	$(BIN)/jupyter-book build . -W --keep-going
 	@echo "The book is at $(CURDIR)/$(INDEX)"
 
+# Two workers of one thread each; threads of two would starve one another. Files in the order of their
+# names, so that the longest, tests/book/test_smoke.py, is not left to the end.
+PYTEST = OMP_NUM_THREADS=1 MPLBACKEND=agg $(BIN)/python -m pytest \
+	--numprocesses 2 --dist loadfile --no-loadscope-reorder
+
 test: lint book ## lint, types, unit tests, every chapter at book and at smoke scale, the built pages
-	MPLBACKEND=agg $(BIN)/python -m pytest
-	$(BIN)/python -m pytest --nbval-lax --nbval-current-env book
+	status=0; $(PYTEST) || status=$$?; \
+	$(PYTEST) --nbval-lax --nbval-current-env book || status=$$?; \
+	exit $$status
 
 lint: .venv/test.stamp ## ruff (library, tests and notebooks) and mypy (library)
 	$(BIN)/ruff check .
@@ -57,6 +63,7 @@ serve: ## show the built book in a browser, through a small server of this machi
 repository: ## move the book to another address: make repository URL=https://github.com/you/your-book
 	@test -n "$(URL)" || { echo "Name the address: make repository URL=https://..."; exit 1; }
 	old=$$(sed -n 's/^  url: *//p' _config.yml) new='$(URL)'; export old new; \
+		test -n "$$old" || { echo "_config.yml: expected a line '  url: https://...', got none"; exit 1; }; \
 		git grep -lzIF -e "$$old" | xargs -0 perl -pi -e 's/\Q$$ENV{old}\E/$$ENV{new}/g'
 
 clean: ## remove what make made: the book and .venv

@@ -1,7 +1,10 @@
 """The project's files agree with one another; the notebooks are in the state that git keeps."""
 
 import ast
+import os
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -19,11 +22,14 @@ URL = CONFIG["repository"]["url"]
 
 INSTALL_CELL = f"""\
 # Colab only: fetch the book and its library (torch and friends stay as they are).
+import os
 import sys
 
 if "google.colab" in sys.modules:
     repository = "{URL}"
     !test -d /content/landscape || git clone -q --depth 1 {{repository}} /content/landscape
+    if not os.path.isdir("/content/landscape"):
+        raise RuntimeError(f"The book could not be fetched from {{repository}}")
     %pip install -q --no-deps /content/landscape
     %cd /content/landscape/book"""
 
@@ -82,6 +88,37 @@ def test_repository_address_is_the_same_everywhere() -> None:
     assert PROJECT["urls"]["Repository"] == URL
     assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["repository-code"] == URL
     assert f"git clone {URL}\n" in (ROOT / "book" / "index.md").read_text()
+
+
+def test_first_cell_stops_where_the_book_cannot_be_fetched(tmp_path: Path) -> None:
+    """On Colab, played here: the message names the address."""
+    nowhere = f"file://{tmp_path}/nowhere"
+    cell = INSTALL_CELL.replace(URL, nowhere).replace("/content", str(tmp_path))
+    script = tmp_path / "first.ipy"
+    script.write_text(f'import sys\nsys.modules["google.colab"] = sys\n{cell}\nprint("went on")')
+    run = [sys.executable, "-m", "IPython", "--no-banner", "--colors=nocolor", str(script)]
+    done = subprocess.run(
+        run, capture_output=True, text=True, env=os.environ | {"HOME": str(tmp_path)}
+    )
+    assert (
+        f"RuntimeError: The book could not be fetched from {nowhere}" in done.stdout + done.stderr
+    )
+    assert "went on" not in done.stdout
+
+
+def test_moving_the_book_needs_the_address_it_is_at(tmp_path: Path) -> None:
+    """With none, every file would match."""
+    (tmp_path / "Makefile").write_text((ROOT / "Makefile").read_text())
+    config = tmp_path / "_config.yml"
+    for before, moves in [(f"  url: {URL}\n", True), ("  branch: main\n", False)]:
+        config.write_text(before)
+        subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True)
+        subprocess.run(["git", "add", "."], cwd=tmp_path, check=True)
+        make = ["make", "repository", "URL=https://example.org/book"]
+        done = subprocess.run(make, cwd=tmp_path, capture_output=True, text=True)
+        assert (done.returncode == 0) == moves
+        assert config.read_text() == ("  url: https://example.org/book\n" if moves else before)
+    assert "_config.yml: expected a line" in done.stdout
 
 
 @each_notebook

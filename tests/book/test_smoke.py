@@ -17,7 +17,8 @@ def test_chapter_runs_at_smoke_scale(notebook: Path, monkeypatch: pytest.MonkeyP
     client = NotebookClient(
         nbformat.read(notebook, as_version=4),
         kernel_name="python3",
-        timeout=300,
+        timeout=1800,  # only ends what hangs
+        startup_timeout=1800,
         resources={"metadata": {"path": str(BOOK)}},
     )
     client.execute()

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, ConsoleMessage, Page, Route, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Page, Route, expect, sync_playwright
 
 FLAGS = [
     "--no-sandbox",
@@ -19,6 +19,10 @@ FLAGS = [
     "--no-first-run",
 ]
 DESKTOP, PHONE = 1280, 390
+# The longest wait, in milliseconds: not how fast a page is, only the end of what hangs. Each test
+# that fails may take as long, so not the half hour that a chapter gets.
+HANG_MS = 300_000
+expect.set_options(timeout=HANG_MS)
 OpenPage = Callable[..., Page]
 
 
@@ -39,7 +43,7 @@ def browser() -> Iterator[Browser]:
         message = "Chromium is not installed: no browser to open the pages with"
         pytest.fail(message) if os.environ.get("CI") else pytest.skip(message)
     with sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
+        running = playwright.chromium.launch(executable_path=chromium, args=FLAGS, timeout=HANG_MS)
         yield running
         running.close()
 
@@ -85,6 +89,7 @@ def open_page(browser: Browser) -> Iterator[OpenPage]:
             **settings,
         )
         contexts.append(context)
+        context.set_default_timeout(HANG_MS)
         context.route("**/*", route)
         page = context.new_page()
         page.on("console", hear_console)

@@ -452,9 +452,14 @@ def test_everything_has_a_name(open_page: OpenPage, write: Path) -> None:
         assert live.text_content()
 
 
+@pytest.mark.parametrize("font", ["sans-serif", "monospace; letter-spacing: 0.04em"])
 @pytest.mark.parametrize("width", [320, 360, 390])
-def test_a_phone_needs_no_sideways_scrolling(open_page: OpenPage, write: Path, width: int) -> None:
+def test_a_phone_needs_no_sideways_scrolling(
+    open_page: OpenPage, write: Path, width: int, font: str
+) -> None:
+    """In any font: the second is wider than those of readers."""
     page = open_page(fill(write, *(make() for make in ALL.values())), width=width)
+    page.add_style_tag(content=f"body {{font-family: {font}}}")
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     beyond = page.evaluate(
         """() => [...document.querySelectorAll(".landscape-widget *")]
@@ -466,6 +471,14 @@ def test_a_phone_needs_no_sideways_scrolling(open_page: OpenPage, write: Path, w
     for control in page.locator("input[type=range], button, .lw-table label").all():
         box = control.bounding_box()
         assert box and box["height"] >= 44  # room for a finger
+    wrapped = page.locator(".lw-bar > :last-child").evaluate_all(
+        """all => all.filter((e) => {
+            const one = e.clientHeight;
+            e.textContent = "100 %";
+            return e.clientHeight > one || e.scrollWidth > e.clientWidth;
+        }).length"""
+    )
+    assert wrapped == 0
 
 
 @pytest.mark.parametrize("theme", THEMES)
