@@ -210,5 +210,7 @@ VIEWS.surface = (root, data, refresh, ranges) => {
     }
     return sentence;
   };
+  // The floor's lines have the colour of the page's text, which the page may change.
+  new MutationObserver(refresh).observe(root, { attributeFilter: ["style"] });
   return { draw, update };
 };

@@ -147,3 +147,11 @@ def test_a_kept_widget_shows_nothing_but_its_own_canvas(open_page: OpenPage, wri
     page = open_page(fill(write, bowl(), bowl(), theme="light"))  # the same one twice
     expect(page.locator("canvas")).to_have_count(2)
     expect(page.locator("img")).to_have_count(0)
+
+
+def test_the_floor_follows_a_page_that_turns_dark(open_page: OpenPage, write: Path) -> None:
+    page = open_page(fill(write, bowl(start=(0, 20))))
+    image = "document.querySelector('canvas').toDataURL()"
+    before = page.evaluate(image)
+    page.evaluate("document.documentElement.setAttribute('style', 'color: #ced6dd')")
+    page.wait_for_function(f"before => {image} !== before", arg=before)

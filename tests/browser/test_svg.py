@@ -1,0 +1,33 @@
+"""A figure in a page: its ground is the page's, in light and in dark, whoever chose."""
+
+import base64
+import io
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+from PIL import Image
+from widget_pages import OpenPage, fill
+
+from landscape_lib import plots, svg
+
+
+@pytest.mark.parametrize("system", ["light", "dark"])
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_a_figure_has_the_colours_of_its_page(
+    open_page: OpenPage, write: Path, theme: str, system: str
+) -> None:
+    with plt.rc_context():
+        plots.use_style()
+        figure, ax = plt.subplots()
+        ax.set_title("words")
+        drawn = base64.b64encode(svg.text_of(figure).encode()).decode()
+        plt.close(figure)
+    image = f'<img alt="Nothing." src="data:image/svg+xml;base64,{drawn}">'
+    page = open_page(fill(write, image, theme=theme), dark=system == "dark")
+    shot = page.locator("img").screenshot()
+    seen = np.asarray(Image.open(io.BytesIO(shot)).convert("L")).astype(int)
+    ground = {"light": 254, "dark": 18}[theme]
+    assert abs(seen[5, 5] - ground) <= 1
+    assert np.abs(seen - ground).max() > 150  # axes and words stand out
