@@ -1,4 +1,10 @@
-"""Figures: one look, one colour map for loss, and honest marks where a value is not finite."""
+"""Figures: one look, one colour map for loss, and honest marks where a value is not finite.
+
+To look at a surface in ParaView, write what ``evaluate`` returns for a ``Plane`` to a file,
+``surface.loss.to_netcdf("surface.nc")``, and open it with the reader "NetCDF Files generic and CF
+conventions". Equal steps give image data; the filters "Warp By Scalar" and "Contour" make a height
+map and its contours of it.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +21,7 @@ from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 
 from landscape_lib import svg
+from landscape_lib.svg import downloads as downloads
 
 LOSS_COLORS = "viridis"
 

@@ -1,20 +1,28 @@
-"""Figures as SVG that follow the colours of the page, light or dark."""
+"""Figures as SVG that follow the colours of the page, light or dark, and can be saved from it."""
 
 from __future__ import annotations
 
+import base64
 import io
 import re
+from html import escape
 from typing import Any
 
+import matplotlib
+import matplotlib.pyplot as plt
+import xarray as xr
 from matplotlib import backend_bases, cbook
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.collections import Collection
 from matplotlib.figure import Figure
 
+from landscape_lib import page
+
 # Colours that a page replaces: of text and axes, and of the ground. Pure black is replaced as well.
 INK, GROUND = "#1f2328", "#fefefe"
 _DARK = {"ink": "#ced6dd", "ground": "#121212"}  # those of the book
 _HEAVY = 500  # shapes, from which a picture of them takes less room
+_LARGEST = 300_000  # bytes that a figure's downloads may add to a page
 
 # An SVG in a page has the page's scheme. Styles on the shapes themselves give way to "!important"
 # only; matplotlib writes no style for what it fills with black.
@@ -64,3 +72,53 @@ def text_of(figure: Figure) -> str:
     buffer = io.BytesIO()
     PageCanvas(figure).print_figure(buffer, format="svg", bbox_inches="tight")
     return buffer.getvalue().decode()
+
+
+def show_now(figure: Figure) -> None:
+    """Show a figure that a notebook would show at the end of its cell; elsewhere, do nothing."""
+    if "inline" in matplotlib.get_backend() and plt.fignum_exists(getattr(figure, "number", 0)):
+        from IPython.display import display
+
+        display(figure)
+        plt.close(figure)
+
+
+def downloads(
+    figure: Figure, dataset: xr.Dataset | xr.DataArray, *, name: str = "figure"
+) -> page.Shown:
+    """Fold a figure's data as CSV and the figure as SVG away, to be saved by a click.
+
+    In a notebook a figure that is still to be shown is shown first, so that the fold stands below.
+
+    Args:
+        figure: as it was drawn.
+        dataset: what it shows, a column for each coordinate and variable.
+        name: of the files, without ending.
+
+    Raises:
+        ValueError: files so large that the page would be slow: 300 kB together.
+    """
+    if isinstance(dataset, xr.DataArray):
+        dataset = dataset.to_dataset(name=dataset.name or "value")
+    rows = dataset.to_dataframe().reset_index()
+    files = {
+        "csv": ("The data", "text/csv", rows.to_csv(index=False, float_format="%.6g")),
+        "svg": ("The figure", "image/svg+xml", text_of(figure)),
+    }
+    sizes = {ending: len(content.encode()) for ending, (_, _, content) in files.items()}
+    if sum(sizes.values()) > _LARGEST:
+        raise ValueError(
+            f"figure, dataset: expected {_LARGEST:,} bytes at most, got {sizes}: give only the "
+            "variables that the figure shows"
+        )
+    links = [
+        f'<li><a download="{escape(name)}.{ending}" href="data:{kind};charset=utf-8;base64,'
+        f'{base64.b64encode(content.encode()).decode()}">{what} ({ending.upper()}, '
+        f"{sizes[ending] / 1000:.0f} kB)</a></li>"
+        for ending, (what, kind, content) in files.items()
+    ]
+    show_now(figure)
+    text = f"{len(rows)} rows of {', '.join(map(str, rows.columns))}"
+    return page.fold(
+        "The data and the figure, to download", page.Shown(f"<ul>{''.join(links)}</ul>", text)
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import re
 import subprocess
@@ -95,3 +96,27 @@ def test_notebooks_show_svg_once_the_style_is_set() -> None:
         [sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, check=False
     )
     assert done.stdout.strip() == "['image/svg+xml', 'text/plain'] True", done.stderr
+
+
+def test_a_figure_and_its_data_can_be_saved_from_the_page() -> None:
+    data = surface().isel(alpha=slice(0, 2), beta=slice(0, 2))
+    shown = plots.downloads(curve(), data, name="bowl")
+    links = re.findall(r'download="([^"]+)" href="data:([\w/+]+);[^,]*,([^"]+)"', shown.html)
+    (csv_name, csv_kind, csv), (svg_name, svg_kind, drawn) = links
+    assert (csv_name, csv_kind) == ("bowl.csv", "text/csv")
+    assert base64.b64decode(csv).decode().splitlines() == [
+        "alpha,beta,loss",
+        "-1,-1,2",
+        "-1,-0.96,1.9216",
+        "-0.96,-1,1.9216",
+        "-0.96,-0.96,1.8432",
+    ]
+    assert (svg_name, svg_kind) == ("bowl.svg", "image/svg+xml")
+    assert base64.b64decode(drawn).decode() == svg.text_of(curve())
+    assert plots.downloads(curve(), data.loss, name="bowl") == shown
+
+
+def test_downloads_that_would_make_a_page_slow_are_refused() -> None:
+    large = surface().interp(alpha=np.linspace(-1, 1, 200), beta=np.linspace(-1, 1, 200))
+    with pytest.raises(ValueError, match="figure, dataset: expected 300,000 bytes at most"):
+        plots.downloads(curve(), large)

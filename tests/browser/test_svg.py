@@ -7,6 +7,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+import xarray as xr
 from PIL import Image
 from widget_pages import OpenPage, fill
 
@@ -31,3 +32,21 @@ def test_a_figure_has_the_colours_of_its_page(
     ground = {"light": 254, "dark": 18}[theme]
     assert abs(seen[5, 5] - ground) <= 1
     assert np.abs(seen - ground).max() > 150  # axes and words stand out
+
+
+def test_the_data_below_a_figure_can_be_saved(open_page: OpenPage, write: Path) -> None:
+    alphas = np.linspace(0, 1, 3)
+    data = xr.Dataset({"loss": ("alpha", alphas**2)}, {"alpha": alphas})
+    with plt.rc_context():
+        plots.use_style()
+        figure, ax = plt.subplots()
+        shown = plots.downloads(figure, data, name="line")
+        plt.close(figure)
+    page = open_page(fill(write, shown.html))
+    page.get_by_text("to download").click()
+    for link, ending in {"The data": "csv", "The figure": "svg"}.items():
+        with page.expect_download() as saved:
+            page.get_by_role("link", name=link).click()
+        assert saved.value.suggested_filename == f"line.{ending}"
+        first = Path(saved.value.path()).read_text("utf-8").splitlines()[0]
+        assert first.startswith({"csv": "alpha,loss", "svg": "<?xml"}[ending])
