@@ -5,8 +5,8 @@ VIEWS.surface = (root, data, refresh, ranges) => {
   // Heights arrive as whole numbers, 0 to 4094; 4095 says "no value". Each is what two neighbours and
   // the one between them foretell, and a sign for the rest; "~" comes before one in two digits.
   const SIGNS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-  const codes = [], sign = () => SIGNS.indexOf(data.z[next++]);
   let next = 0;
+  const codes = [], sign = () => SIGNS.indexOf(data.z[next++]);
   for (let k = 0; k < nx * ny; k++) {
     const [a, b, c] = [1, ny, ny + 1].map((d) => codes[k - d] ?? 0), rest = sign();
     codes.push(rest < 0 ? 64 * sign() + sign() : a + b - c + rest - 32);
@@ -90,7 +90,8 @@ VIEWS.surface = (root, data, refresh, ranges) => {
       // Of the points under the pointer, the one in front.
       let best = 99, k = -1;
       seen.forEach(([px, py], m) => {
-        const far = Math.hypot(px - event.offsetX, py - event.offsetY), score = far / 4 + 20 * depth(...spot(m));
+        const far = Math.hypot(px - event.offsetX, py - event.offsetY);
+        const score = far / 4 + 20 * depth(...spot(m));
         if (far < 9 && score < best) [best, k] = [score, m];
       });
       ring.style.display = k < 0 ? "none" : "";

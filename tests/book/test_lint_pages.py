@@ -68,7 +68,7 @@ TABLE = {"output_type": "execute_result", "data": {"text/plain": WIDE, "text/htm
         (code("x", **folded() | {"jupyter": {}}), "jupyter.source_hidden is for"),
         (code("x", cellView="form"), "cellView: form is for"),
         (code("ll.plots.curve(found)"), "a figure without alt text"),
-        (code("ll.plots.show(figure, alt='A curve.')"), None),
+        (code("ll.plots.downloads(figure, found)"), "a figure without alt text"),
         (code("plt.plot([1])", tags=["skip-execution"]), None),
         (code("x", prints("orthogonal: True")), "a truth value as evidence.*orthogonal: True"),
         (code("x", {"data": {"text/html": "<td>False</td>"}}), "a truth value as evidence"),
