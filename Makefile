@@ -26,10 +26,11 @@ test: lint book ## lint, types, unit tests, every chapter at book and at smoke s
 	$(PYTEST) --nbval-lax --nbval-current-env book || status=$$?; \
 	exit $$status
 
-lint: .venv/test.stamp ## ruff (library, tests and notebooks) and mypy (library)
+lint: .venv/test.stamp ## ruff (library, tests and notebooks), mypy (library), the rules for pages
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python tests/book/lint_pages.py
 
 # In the terminal, where progress bars show; killed, it resumes. Then the notebook itself, which loads
 # what was computed.

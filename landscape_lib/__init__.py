@@ -5,7 +5,17 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from landscape_lib import data, directions, models, results, runtime, slices, training, weights
+from landscape_lib import (
+    data,
+    directions,
+    models,
+    page,
+    results,
+    runtime,
+    slices,
+    training,
+    weights,
+)
 from landscape_lib.directions import pca_directions, random_direction, random_directions
 from landscape_lib.evaluation import Cost, StoreMismatch, batchnorm, cost, evaluate, refine
 from landscape_lib.slices import Line, Plane, Slice
@@ -32,6 +42,7 @@ __all__ = [
     "load_weights",
     "models",
     "mpo",
+    "page",
     "patterns",
     "pca_directions",
     "plots",

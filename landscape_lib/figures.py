@@ -38,7 +38,8 @@ FIGURES = {
     "MPO Fig. 6": 9,
 }
 
-_FIELDS = ("figure", "claim", "paper", "here", "cost", "measured", "verdict")
+_FIELDS = ("figure", "claim", "paper", "here", "cost", "measured", "rule", "verdict")
+_OPTIONAL = {"rule"}
 
 
 def finding(
@@ -49,6 +50,7 @@ def finding(
     here: str,
     measured: str,
     verdict: str,
+    rule: str | None = None,
     result: xr.Dataset | None = None,
 ) -> None:
     """Print what a source claims about one of its figures and what was measured here.
@@ -60,6 +62,7 @@ def finding(
         here: our setting.
         measured: our numbers.
         verdict: one of ``VERDICTS``, decided by the numbers.
+        rule: by which the numbers decide, said before they are seen: "reproduced if the loss ...".
         result: the stored result behind it, for the cost; ``None`` if computed on the spot.
 
     Raises:
@@ -72,8 +75,10 @@ def finding(
     cost = "seconds, computed in the chapter"
     if result is not None:
         cost = f"{duration(float(result.attrs['wall_seconds']))} on {result.attrs['device']}"
-    values = (figure, claim, paper, here, cost, measured, verdict)
+    values = (figure, claim, paper, here, cost, measured, rule, verdict)
     for field, value in zip(_FIELDS, values, strict=True):
+        if value is None:
+            continue
         line = f"{field + ':':<10}{' '.join(value.split())}"
         # Lines break at spaces alone, so that joining them again gives the text back.
         print(
@@ -119,9 +124,10 @@ def write_index(book: Path) -> Path:
             to_come.append(f"{figure} (chapter {chapter})")
         else:
             r = {field: text.replace("|", r"\|") for field, text in record.items()}
+            rule = f". Rule: {r['rule']}" if "rule" in r else ""
             lines.append(
                 f"| {figure} | [chapter {chapter}]({r['link']}) | {r['paper']} | {r['here']} "
-                f"| {r['cost']} | **{r['verdict']}**: {r['measured']} |"
+                f"| {r['cost']} | **{r['verdict']}**: {r['measured']}{rule} |"
             )
     if to_come:
         lines += ["", f"In preparation: {', '.join(to_come)}."]
@@ -186,7 +192,7 @@ def _parse(text: str) -> dict[str, str]:
 
 
 def _check(record: dict[str, str], notebook: Path) -> None:
-    missing = [field for field in _FIELDS if not record.get(field)]
+    missing = [field for field in _FIELDS if not record.get(field) and field not in _OPTIONAL]
     if missing:
         raise ValueError(f"{notebook.name}: a finding lacks {', '.join(missing)}")
     for field, known in {"figure": tuple(FIGURES), "verdict": VERDICTS}.items():

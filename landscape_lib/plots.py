@@ -1,4 +1,10 @@
-"""Figures: one look, one colour map for loss, and honest marks where a value is not finite."""
+"""Figures: one look, one colour map for loss, and honest marks where a value is not finite.
+
+To look at a surface in ParaView, write what ``evaluate`` returns for a ``Plane`` to a file,
+``surface.loss.to_netcdf("surface.nc")``, and open it with the reader "NetCDF Files generic and CF
+conventions". Equal steps give image data; the filters "Warp By Scalar" and "Contour" make a height
+map and its contours of it.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +20,9 @@ from matplotlib.collections import QuadMesh
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 
+from landscape_lib import svg
+from landscape_lib.svg import downloads as downloads
+
 LOSS_COLORS = "viridis"
 
 # Okabe and Ito's palette: distinct for every common form of colour blindness, on white and on
@@ -22,22 +31,35 @@ PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
 
 def use_style() -> None:
-    """Set matplotlib's defaults to the look of the book."""
+    """Set matplotlib's defaults to the look of the book.
+
+    Notebooks show figures as SVG, whose text, axes and ground have the colours of a light or a dark
+    page. Text is at least 9 px high on a phone where a figure is up to 6.6 inches wide.
+    """
+    svg.use()
     plt.rcParams.update(
         {
             "figure.figsize": (6.0, 3.4),
             "figure.dpi": 130,
-            "figure.facecolor": "white",
+            "figure.facecolor": svg.GROUND,
             "figure.constrained_layout.use": True,
             "axes.prop_cycle": cycler(color=PALETTE),
             "axes.spines.top": False,
             "axes.spines.right": False,
+            "axes.facecolor": "none",
             "axes.grid": True,
-            "grid.alpha": 0.25,
+            "grid.alpha": 0.15,
+            "grid.color": svg.INK,
+            "text.color": svg.INK,
+            "axes.labelcolor": svg.INK,
+            "axes.edgecolor": svg.INK,
+            "xtick.color": svg.INK,
+            "ytick.color": svg.INK,
             "image.cmap": LOSS_COLORS,
             "legend.frameon": False,
             "lines.linewidth": 1.8,
-            "font.size": 11,
+            "font.size": 12,
+            "svg.hashsalt": "landscape",  # the same figure, the same text
         }
     )
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 import xarray as xr
 
-from landscape_lib import runtime
+from landscape_lib import page, runtime
 from landscape_lib.fingerprint import differences, digest
 
 LARGEST_FILE = 1_000_000  # bytes
@@ -134,19 +134,41 @@ def provenance(dataset: xr.Dataset) -> None:
     Raises:
         ValueError: the dataset does not come from :func:`cached`.
     """
+    print(_in_lines(_source(dataset)))
+
+
+def how_computed(dataset: xr.Dataset) -> page.Shown:
+    """Show where a result comes from: one line, and a fold with what :func:`provenance` prints.
+
+    Raises:
+        ValueError: the dataset does not come from :func:`cached`.
+    """
+    rows = _source(dataset)
+    return page.fold(
+        f"How this was computed: {rows['computed']}",
+        page.Shown(page.table(rows.items(), ["what", "value"]).html, _in_lines(rows)),
+    )
+
+
+def _source(dataset: xr.Dataset) -> dict[str, str]:
     a = dataset.attrs
     if "config" not in a:
         raise ValueError("dataset: expected one from cached(), got one without provenance")
     config = json.loads(a["config"])
-    rows = {
+    return {
         "result": f"{a['name']} ({a['scale']} scale)",
         "data": a.get("data", "none"),
         "settings": ", ".join(f"{k}={v}" for k, v in config.items()),
         "computed": f"in {duration(float(a['wall_seconds']))} on {a['device']}",
         "versions": f"landscape_lib {a['library']} ({a['commit']}), torch {a['torch']}",
     }
-    for key, value in rows.items():
-        print(textwrap.fill(f"{key:<9} {value}", 76, subsequent_indent=" " * 10))
+
+
+def _in_lines(rows: Mapping[str, str]) -> str:
+    return "\n".join(
+        textwrap.fill(f"{key:<9} {value}", page.WIDTH, subsequent_indent=" " * 10)
+        for key, value in rows.items()
+    )
 
 
 def duration(seconds: float) -> str:

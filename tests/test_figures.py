@@ -66,6 +66,18 @@ def test_the_cost_is_that_of_the_stored_result(tmp_path, capsys):
     assert read_findings(path)[0]["cost"] == "67 min on CPU (2 threads)"
 
 
+def test_the_rule_of_a_verdict_stands_before_it_and_in_the_index(tmp_path, capsys):
+    rule = "reproduced if the loss rises nowhere by more than two standard errors, in all lines"
+    text = printed(capsys, rule=rule)
+    assert text.index("measured:") < text.index("rule:") < text.index("verdict:")
+    assert max(map(len, text.splitlines())) <= 76
+    path = notebook(tmp_path, markdown("# A line"), code(text))
+    assert read_findings(path)[0]["rule"] == rule
+    index = write_index(tmp_path).read_text()
+    assert f"{FINDING['measured']}. Rule: {rule} |" in index
+    assert "rule" not in printed(capsys)
+
+
 @pytest.mark.parametrize("length", range(40, 80))
 def test_wrapped_lines_are_joined_as_they_were(length, tmp_path, capsys):
     # Wherever the line breaks: at a hyphen, in a long word, beside a dash or a colon.

@@ -193,6 +193,19 @@ def test_every_result_says_where_it_comes_from(monkeypatch, capsys):
     assert lines[4].startswith(f"versions  landscape_lib {ll.__version__} (commit ")
 
 
+def test_the_same_folded_away_is_one_line(monkeypatch, capsys):
+    result = store(monkeypatch, Compute()).assign_attrs(wall_seconds=125.0, device="a machine")
+    fold = results.how_computed(result)
+    provenance(result)
+    first, rest = repr(fold).split("\n", 1)
+    assert first == "How this was computed: in 2 min on a machine"
+    assert f"{rest}\n" == capsys.readouterr().out
+    assert f"<summary>{first}</summary>" in fold._repr_html_() and " open" not in fold.html
+    assert '<td style="text-align:left">made by hand</td>' in fold.html
+    with pytest.raises(ValueError, match="dataset: expected one from cached"):
+        results.how_computed(xr.Dataset())
+
+
 def test_the_device_of_an_evaluation_is_kept(monkeypatch):
     made = store(monkeypatch, lambda: Compute()().assign_attrs(device="Abacus (2 beads)"))
     assert made.attrs["device"] == "Abacus (2 beads)"

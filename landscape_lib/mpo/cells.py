@@ -124,8 +124,6 @@ class Cells:
                 self._channels_last = reads and pays
                 reason = self._refusal(candidate, x, y)
                 if reason is None:
-                    if cells > 1:  # one cell is ordinary training, to the same bits
-                        self._lighten(candidate, x, y)
                     return candidate
         raise ValueError(f"method: {method!r} does not run on this model: {reason}")
 
@@ -155,13 +153,6 @@ class Cells:
             except Exception as error:
                 return str(error)
         return None
-
-    def _lighten(self, method: str, x: Tensor, y: Tensor) -> None:
-        """Leave out of the model what its losses and gradients do not need."""
-        whole = self._probe
-        if self._refusal(method, x, y) is not None:
-            self._probe = whole
-            self._refusal(method, x, y)
 
     def step(
         self,

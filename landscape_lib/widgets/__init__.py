@@ -9,6 +9,17 @@ from landscape_lib.widgets.frames import frames, live
 from landscape_lib.widgets.html import Widget
 from landscape_lib.widgets.paths import paths
 from landscape_lib.widgets.sights import sights
+from landscape_lib.widgets.surface import surface
 from landscape_lib.widgets.walk import walk
 
-__all__ = ["Widget", "drawing", "frames", "live", "live_drawing", "paths", "sights", "walk"]
+__all__ = [
+    "Widget",
+    "drawing",
+    "frames",
+    "live",
+    "live_drawing",
+    "paths",
+    "sights",
+    "surface",
+    "walk",
+]

@@ -1,6 +1,7 @@
 """What `widgets` are made of: checked arguments, pictures and numbers as text, sliders.
 
-The style and the script of all widgets are in `widgets.html`, next to this file.
+The style and the script that all widgets share are in `widgets.html`, next to this file; what only
+one kind of them needs is in the file of its name.
 """
 
 import base64
@@ -10,6 +11,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -22,9 +24,6 @@ from PIL import Image
 
 Numbers = NDArray[np.float64]
 
-_STYLE_AND_SCRIPT = re.sub(
-    r"\n\s+", "\n", (Path(__file__).parent / "widgets.html").read_text(encoding="ascii")
-)
 _LINE_STYLES = 6  # as many as the script can tell apart
 TABLE = '<div class="lw-table-place"></div>'  # where the script puts the legend
 _PLAY = (
@@ -85,7 +84,7 @@ def assemble(
     caption: str | None,
 ) -> Widget:
     """Put a widget together from the HTML above and below its sliders and the script's data."""
-    data["sliders"] = [{"label": slider.label, "values": slider.values} for slider in sliders]
+    data.setdefault("sliders", [{"label": s.label, "values": s.values} for s in sliders])
     packed = json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
     rows = "".join(slider.html() for slider in sliders)
     body = (
@@ -100,14 +99,25 @@ def assemble(
     key = hashlib.sha256(f"{kind}{body}".encode()).hexdigest()[:12]
     html = (
         f'<div class="landscape-widget" data-kind="{kind}" data-key="{key}">{body}</div>\n'
-        + _STYLE_AND_SCRIPT.replace("WIDGET_KEY", key)
+        + _style_and_script(kind).replace("WIDGET_KEY", key)
     )
     return Widget(kind, key, html.encode("ascii", "xmlcharrefreplace").decode("ascii"))
 
 
-def picture(alt: str) -> str:
-    """Return the place that the script draws into."""
-    return f'<div class="lw-picture" role="img" aria-label="{escape(text("alt", alt))}"></div>'
+@cache
+def _style_and_script(kind: str) -> str:
+    """Read the style and the script of one kind of widget, without indentation and comments."""
+    shared, own = (
+        (Path(__file__).parent / name).read_text(encoding="ascii")
+        for name in ("widgets.html", f"{kind}.js")
+    )
+    return re.sub(r"\n\s*(//[^\n]*)?(?=\n)|(?<=\n)\s+", "", shared.replace("THE_VIEW", own))
+
+
+def picture(alt: str, still: str = "") -> str:
+    """Return the place that the script draws into; `still` is the HTML shown without a script."""
+    label = escape(text("alt", alt))
+    return f'<div class="lw-picture" role="img" aria-label="{label}">{still}</div>'
 
 
 def frame(name: str, picture: Any, alt: str, width: int, shown: bool) -> str:

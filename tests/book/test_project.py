@@ -145,4 +145,4 @@ def test_outputs_are_kept_where_nbval_compares_them_and_nowhere_else(path: Path)
             assert cell.execution_count, f"nbval needs the count as well: {cell.source}"
         for output in cell.outputs:
             assert output.output_type != "error", cell.source
-            assert set(output.get("data", {})) <= {"text/plain"}, cell.source
+            assert set(output.get("data", {})) <= {"text/plain", "text/html"}, cell.source

@@ -108,6 +108,16 @@ def over_a_plane() -> widgets.Widget:
     )
 
 
+def a_surface() -> widgets.Widget:
+    """A bowl whose lowest point is in its middle, with a gap in a corner and a path into it."""
+    side = np.linspace(-1, 1, 21)
+    bowl = 1 + side[:, None] ** 2 + 3 * side**2
+    bowl[:2, :2] = np.nan
+    return widgets.surface(
+        bowl, side, side, path=descent(0.1, 3) / 2, alt="A bowl.", caption="It turns."
+    )
+
+
 def a_drawing() -> widgets.Widget:
     return widgets.drawing([".##.", "#..#", ".##."])
 
@@ -118,6 +128,7 @@ ALL = {
     "map": on_a_map,
     "line": along_a_line,
     "plane": over_a_plane,
+    "surface": a_surface,
     "drawing": a_drawing,
 }
 

@@ -76,12 +76,17 @@ def sights(**changes: Any) -> widgets.Widget:
     return widgets.sights(**given | changes)
 
 
+def surface(**changes: Any) -> widgets.Widget:
+    given: dict[str, Any] = {"z": [[1, 2], [3, 4], [5, 6]], "x": [0, 1, 2], "y": [0, 1]}
+    return widgets.surface(**given | {"alt": "A slope."} | changes)
+
+
 def drawing(**changes: Any) -> widgets.Widget:
     given: dict[str, Any] = {"pattern": [".#", "##"]}
     return widgets.drawing(**given | changes)
 
 
-PICTURES = {"frames": frames, "paths": paths, "walk": walk, "sights": sights}
+PICTURES = {"frames": frames, "paths": paths, "walk": walk, "sights": sights, "surface": surface}
 MAKERS = PICTURES | {"drawing": drawing}
 
 

@@ -1,0 +1,124 @@
+"""Figures as SVG that follow the colours of the page, light or dark, and can be saved from it."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+from html import escape
+from typing import Any
+
+import matplotlib
+import matplotlib.pyplot as plt
+import xarray as xr
+from matplotlib import backend_bases, cbook
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.collections import Collection
+from matplotlib.figure import Figure
+
+from landscape_lib import page
+
+# Colours that a page replaces: of text and axes, and of the ground. Pure black is replaced as well.
+INK, GROUND = "#1f2328", "#fefefe"
+_DARK = {"ink": "#ced6dd", "ground": "#121212"}  # those of the book
+_HEAVY = 500  # shapes, from which a picture of them takes less room
+_LARGEST = 300_000  # bytes that a figure's downloads may add to a page
+
+# An SVG in a page has the page's scheme. Styles on the shapes themselves give way to "!important"
+# only; matplotlib writes no style for what it fills with black.
+_STYLE = f"""<style>
+@media (prefers-color-scheme: dark) {{
+svg {{ fill: {_DARK["ink"]} }}
+[style*="fill: {INK}"] {{ fill: {_DARK["ink"]} !important }}
+[style*="stroke: {INK}"], [style*="stroke: #000000"] {{ stroke: {_DARK["ink"]} !important }}
+[style*="fill: {GROUND}"] {{ fill: {_DARK["ground"]} !important }}
+}}
+</style>"""
+
+
+class PageCanvas(FigureCanvasSVG):
+    """Writes SVG with a second set of colours, for dark pages, and many shapes as one picture."""
+
+    def print_svg(self, filename: Any, **settings: Any) -> None:
+        """Write the figure to a path or an open file; see ``FigureCanvasSVG.print_svg``."""
+        for shapes in self.figure.findobj(Collection):
+            # Surfaces in three dimensions know their shapes only when they are drawn.
+            in_space = hasattr(shapes, "do_3d_projection")
+            if in_space or max(len(shapes.get_paths()), len(shapes.get_offsets())) > _HEAVY:  # type: ignore[arg-type]
+                shapes.set_rasterized(True)
+        buffer = io.StringIO()
+        restore = settings.get("bbox_inches_restore")
+        metadata = {"Date": None, "Creator": None, **(settings.get("metadata") or {})}
+        super().print_svg(buffer, bbox_inches_restore=restore, metadata=metadata)
+        text = re.sub(r"<svg\b[^>]*>", lambda tag: tag[0] + _STYLE, buffer.getvalue(), count=1)
+        with cbook.open_file_cm(filename, "w", encoding="utf-8") as file:
+            file.write(text if cbook.file_requires_unicode(file) else text.encode())
+
+
+def use() -> None:
+    """Make this the way to write SVG, and SVG the way in which notebooks show figures."""
+    backend_bases.register_backend("svg", PageCanvas, "Scalable Vector Graphics")
+    from IPython import get_ipython
+
+    shell = get_ipython()
+    if shell is not None:
+        from matplotlib_inline.config import InlineBackend
+
+        InlineBackend.instance(parent=shell).figure_formats = {"svg"}
+
+
+def text_of(figure: Figure) -> str:
+    """Return a figure as the text of an SVG."""
+    buffer = io.BytesIO()
+    PageCanvas(figure).print_figure(buffer, format="svg", bbox_inches="tight")
+    return buffer.getvalue().decode()
+
+
+def show_now(figure: Figure) -> None:
+    """Show a figure that a notebook would show at the end of its cell; elsewhere, do nothing."""
+    if "inline" in matplotlib.get_backend() and plt.fignum_exists(getattr(figure, "number", 0)):
+        from IPython.display import display
+
+        display(figure)
+        plt.close(figure)
+
+
+def downloads(
+    figure: Figure, dataset: xr.Dataset | xr.DataArray, *, name: str = "figure"
+) -> page.Shown:
+    """Fold a figure's data as CSV and the figure as SVG away, to be saved by a click.
+
+    In a notebook a figure that is still to be shown is shown first, so that the fold stands below.
+
+    Args:
+        figure: as it was drawn.
+        dataset: what it shows, a column for each coordinate and variable.
+        name: of the files, without ending.
+
+    Raises:
+        ValueError: files so large that the page would be slow: 300 kB together.
+    """
+    if isinstance(dataset, xr.DataArray):
+        dataset = dataset.to_dataset(name=dataset.name or "value")
+    rows = dataset.to_dataframe().reset_index()
+    files = {
+        "csv": ("The data", "text/csv", rows.to_csv(index=False, float_format="%.6g")),
+        "svg": ("The figure", "image/svg+xml", text_of(figure)),
+    }
+    sizes = {ending: len(content.encode()) for ending, (_, _, content) in files.items()}
+    if sum(sizes.values()) > _LARGEST:
+        raise ValueError(
+            f"figure, dataset: expected {_LARGEST:,} bytes at most, got {sizes}: give only the "
+            "variables that the figure shows"
+        )
+    links = [
+        f'<li><a download="{escape(name)}.{ending}" href="data:{kind};charset=utf-8;base64,'
+        f'{base64.b64encode(content.encode()).decode()}">{what} ({ending.upper()}, '
+        f"{sizes[ending] / 1000:.0f} kB)</a></li>"
+        for ending, (what, kind, content) in files.items()
+    ]
+    show_now(figure)
+    text = f"{len(rows)} rows of {', '.join(map(str, rows.columns))}"
+    return page.fold(
+        "The data and the figure, to download", page.Shown(f"<ul>{''.join(links)}</ul>", text)
+    )
