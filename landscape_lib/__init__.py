@@ -25,6 +25,7 @@ __all__ = [
     "Weights",
     "batchnorm",
     "cost",
+    "curvature",
     "data",
     "directions",
     "evaluate",
@@ -54,6 +55,7 @@ runtime.keep_freed_memory()
 
 # Imported on first use: evaluation needs none of them.
 _ROOMS = {
+    "curvature": "curvature",
     "figures": "figures",
     "mpo": "mpo",
     "patterns": "mpo.patterns",

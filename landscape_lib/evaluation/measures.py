@@ -235,9 +235,9 @@ def _choose_loss(
     mean = _try(loss, "loss", output, target)
     if mean.dim() > 0:
         return loss, _is_per_sample(mean, size, "loss")
-    unreduced = None if uneven else _unreduced(loss)
-    if unreduced is not None:
-        values = unreduced(output, target)
+    each = None if uneven else unreduced(loss)
+    if each is not None:
+        values = each(output, target)
         # A loss with class weights or ignored targets averages in another way: then only its own
         # mean is right, and there is no standard error.
         tiny = 1000 * torch.finfo(mean.dtype).eps
@@ -246,11 +246,12 @@ def _choose_loss(
             and values.shape[0] == size
             and torch.allclose(values.mean(), mean, rtol=tiny, atol=tiny, equal_nan=True)
         ):
-            return unreduced, True
+            return each, True
     return loss, False
 
 
-def _unreduced(loss: Any) -> Measure | None:
+def unreduced(loss: Any) -> Measure | None:
+    """Return a loss's form with one value per sample, if it is known to have one."""
     if isinstance(loss, torch.nn.Module):
         if getattr(loss, "reduction", None) != "mean":
             return None
