@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from dataclasses import dataclass
 from typing import Any, Unpack
 
 import numpy as np
 import torch
-from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
+from scipy.sparse.linalg import ArpackError, ArpackNoConvergence, LinearOperator, eigsh
 from torch import Tensor, nn
 
 from landscape_lib.curvature.operator import Hessian, Settings
@@ -127,6 +128,8 @@ def _outermost(
 ) -> tuple[Tensor, Tensor]:
     """Return k eigenvalues, shape (k,), and eigenvectors, shape (n, k), in any order."""
     check_count("most_products", most_products)
+    if not isinstance(tolerance, (int, float)) or not 0 <= tolerance < math.inf:
+        raise ValueError(f"tolerance: expected a number of at least 0, got {tolerance!r}")
     n = operator.count
     width = max(2 * k + 1, 20)  # of ARPACK's subspace
     if n <= width:
@@ -139,21 +142,22 @@ def _outermost(
         return (operator @ torch.from_numpy(vector)).cpu().double().numpy()
 
     start = torch.randn(n, generator=generator(operator.seed), dtype=torch.float64).numpy()
+    settings: dict[str, Any] = {"ncv": width, "v0": start, "tol": tolerance}
+    settings["maxiter"] = max(1, (most_products - width) // (width - k))
+    if "rng" in inspect.signature(eigsh).parameters:  # scipy 1.17 draws where Lanczos ends early
+        settings["rng"] = np.random.default_rng(operator.seed)
+    product = LinearOperator((n, n), matvec=multiply, dtype=np.float64)
     try:
-        values, vectors = eigsh(
-            LinearOperator((n, n), matvec=multiply, dtype=np.float64),
-            k,
-            which=_ARPACK[which],
-            ncv=width,
-            v0=start,
-            tol=tolerance,
-            maxiter=max(1, (most_products - width) // (width - k)),
-        )
+        values, vectors = eigsh(product, k, which=_ARPACK[which], **settings)
     except ArpackNoConvergence as error:
         raise RuntimeError(
             f"most_products: {len(error.eigenvalues)} of {k} eigenvalues found within "
             f"{operator.products}: allow more, or a larger tolerance"
         ) from error
+    except ArpackError:
+        if multiply(start).any():
+            raise
+        values, vectors = np.zeros(k), np.eye(n, k)  # a Hessian of zeros, which ARPACK refuses
     values, vectors = (
         torch.from_numpy(array).to(operator.device, operator.dtype) for array in (values, vectors)
     )

@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -33,7 +32,7 @@ class Risk(nn.Module):
     def __init__(self, model: nn.Module, loss: Measure) -> None:
         super().__init__()
         self.model = model
-        self._loss = partial(loss)  # no submodule: it keeps its mode, and its parameters are fixed
+        self._loss = (loss,)  # no submodule: it keeps its mode, and its parameters are fixed
         self._buffers_before = [
             (module, name, buffer, buffer.clone())
             for module in model.modules()
@@ -44,7 +43,7 @@ class Risk(nn.Module):
     def forward(self, batch: Share) -> Tensor:
         """Return the mean loss of a batch times its share."""
         x, y = tree_map(_clone, (batch.x, batch.y))
-        return batch.share * self._loss(self.model(x), y).mean()
+        return batch.share * self._loss[0](self.model(x), y).mean()
 
     def restore(self) -> None:
         """Undo what a pass has changed: every batch meets the model as it was given."""
