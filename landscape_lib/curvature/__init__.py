@@ -9,7 +9,7 @@ how many it takes, and :func:`cost` how long they will.
 from landscape_lib.curvature.eigenvalues import Eigenpairs, Extremes, extremes, top_eigenvalues
 from landscape_lib.curvature.operator import Hessian
 from landscape_lib.curvature.products import Cost, along, cost, hessian, hvp, in_plane
-from landscape_lib.curvature.spectrum import Estimate, share, spectral_density, trace
+from landscape_lib.curvature.spectrum import Estimate, Share, share, spectral_density, trace
 
 __all__ = [
     "Cost",
@@ -17,6 +17,7 @@ __all__ = [
     "Estimate",
     "Extremes",
     "Hessian",
+    "Share",
     "along",
     "cost",
     "extremes",

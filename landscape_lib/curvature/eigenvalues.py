@@ -134,8 +134,12 @@ def _outermost(
     width = max(2 * k + 1, 20)  # of ARPACK's subspace
     if n <= width:
         values, vectors = torch.linalg.eigh(operator @ torch.eye(n))
-        ends = {"largest": values, "smallest": -values, "magnitude": values.abs()}
-        order = ends.get(which, (values - values.mean()).abs()).argsort(descending=True)[:k]
+        if which == "both ends":
+            order = torch.tensor([0, n - 1][:k])
+        else:
+            ends = {"largest": values, "smallest": -values, "magnitude": values.abs()}
+            order = ends[which].argsort(descending=True)[:k]
+        order = order.to(values.device)
         return values[order], _signed(vectors[:, order])
 
     def multiply(vector: np.ndarray) -> np.ndarray:

@@ -13,15 +13,14 @@ from typing import Any, TypedDict
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm import tqdm
 
 from landscape_lib import runtime
-from landscape_lib.curvature.risk import Batches, Risk, Sum
+from landscape_lib.curvature.risk import Batches, Risk, Sum, check_batchnorm, dtype_of
 from landscape_lib.evaluation.batches import check_count, read_batches
 from landscape_lib.evaluation.measures import Measure
 from landscape_lib.slices import check_weights
-from landscape_lib.weights import Weights, check_like, flatten, load_weights, unflatten, weights_of
+from landscape_lib.weights import Weights, check_like, flatten, load_weights, unflatten
 
 # Vectors multiplied in one pass: eight take half the time of eight passes, and eight times the
 # memory, which only small networks can spare.
@@ -94,8 +93,8 @@ class Hessian:
         seed: int = 0,
     ) -> None:
         check_count("batch_size", batch_size)
-        self.dtype = _dtype_of(model, dtype)
-        _check_batchnorm(model, batchnorm)
+        self.dtype = dtype_of(model, dtype)
+        check_batchnorm(model, batchnorm)
         self.seed, self.products, self._progress = seed, 0, progress
         with (
             runtime.isolated_random_state(seed),
@@ -192,11 +191,13 @@ class Hessian:
     def _multiply(self, columns: Tensor) -> Tensor:
         self.products += columns.shape[1]
         self._data.vectors = columns.shape[1]
+        accelerators = [self.device] if self.device.type == "cuda" else []
         with (
-            runtime.isolated_random_state(self.seed),
+            torch.random.fork_rng(accelerators),
             torch.inference_mode(False),
             torch.autocast(self.device.type, enabled=False),
         ):
+            runtime.restart_random_numbers(self.device, self.seed)
             several = columns.shape[1] > 1
             if self._modes[0 if several else -1] == "forward over reverse":
                 return self._operator @ columns
@@ -250,22 +251,6 @@ def _curvlinops() -> ModuleType:
     return curvlinops
 
 
-def _dtype_of(model: nn.Module, dtype: torch.dtype | None) -> torch.dtype:
-    """Return the dtype to compute in, if the model's parameters allow it."""
-    weights = weights_of(model)
-    for name, tensor in weights.items():
-        if not tensor.is_floating_point():
-            raise ValueError(
-                f"model: expected parameters of real numbers, {name!r} has {tensor.dtype}"
-            )
-    if dtype is not None:
-        if dtype not in (torch.float32, torch.float64):
-            raise ValueError(f"dtype: expected torch.float32 or torch.float64, got {dtype!r}")
-        return dtype
-    kinds = {tensor.dtype for tensor in weights.values()}
-    return torch.float64 if torch.float64 in kinds else torch.float32
-
-
 def _check_differentiable(gradients: tuple[Tensor, ...]) -> None:
     """Raise an error where autograd would take the derivative of an operation for 0."""
     nodes, seen = [gradient.grad_fn for gradient in gradients], set()
@@ -276,16 +261,3 @@ def _check_differentiable(gradients: tuple[Tensor, ...]) -> None:
                 raise RuntimeError("an operation is marked as once_differentiable")
             seen.add(node)
             nodes += [before for before, _ in node.next_functions]
-
-
-def _check_batchnorm(model: nn.Module, policy: str) -> None:
-    if policy != "frozen":
-        raise ValueError(
-            f"batchnorm: expected 'frozen', the model's running statistics, got {policy!r}: "
-            f"with other statistics the loss is another function"
-        )
-    for name, layer in model.named_modules():
-        if isinstance(layer, _BatchNorm) and layer.running_mean is None:
-            raise ValueError(
-                f"batchnorm: expected running statistics to freeze, the layer {name!r} keeps none"
-            )

@@ -10,10 +10,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_map
 
 from landscape_lib.evaluation.batches import Batch, first_samples, move
 from landscape_lib.evaluation.measures import Measure, Measures, unreduced
+from landscape_lib.weights import weights_of
 
 
 @dataclass(frozen=True)
@@ -131,3 +133,33 @@ def _divisor(total: float, mean: float) -> float:
 
 def _clone(leaf: Any) -> Any:
     return leaf.clone() if isinstance(leaf, Tensor) else leaf
+
+
+def dtype_of(model: nn.Module, dtype: torch.dtype | None) -> torch.dtype:
+    """Return the dtype to compute in, if the model's parameters allow it."""
+    weights = weights_of(model)
+    for name, tensor in weights.items():
+        if not tensor.is_floating_point():
+            raise ValueError(
+                f"model: expected parameters of real numbers, {name!r} has {tensor.dtype}"
+            )
+    if dtype is not None:
+        if dtype not in (torch.float32, torch.float64):
+            raise ValueError(f"dtype: expected torch.float32 or torch.float64, got {dtype!r}")
+        return dtype
+    kinds = {tensor.dtype for tensor in weights.values()}
+    return torch.float64 if torch.float64 in kinds else torch.float32
+
+
+def check_batchnorm(model: nn.Module, policy: str) -> None:
+    """Raise a ``ValueError`` unless batch norm has running statistics, and those are asked for."""
+    if policy != "frozen":
+        raise ValueError(
+            f"batchnorm: expected 'frozen', the model's running statistics, got {policy!r}: "
+            f"with other statistics the loss is another function"
+        )
+    for name, layer in model.named_modules():
+        if isinstance(layer, _BatchNorm) and layer.running_mean is None:
+            raise ValueError(
+                f"batchnorm: expected running statistics to freeze, the layer {name!r} keeps none"
+            )

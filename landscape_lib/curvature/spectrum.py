@@ -36,6 +36,20 @@ class Estimate:
     attrs: dict[str, Any]
 
 
+@dataclass(frozen=True)
+class Share(Estimate):
+    """A share of eigenvalues, from a quadrature that knows its nodes only.
+
+    Attributes:
+        lowest: what it is at least, as the probes see it, averaged over them.
+        highest: what it is at most. An interval narrower than the distance of nodes there has wide
+            bounds (Chebyshev, Markov and Stieltjes): more steps narrow them.
+    """
+
+    lowest: float
+    highest: float
+
+
 def trace(
     model: nn.Module, data: Any, *, probes: int = 20, **settings: Unpack[Settings]
 ) -> Estimate:
@@ -77,8 +91,8 @@ def spectral_density(
 
     From each probe, a vector of random signs, ``steps`` steps of Lanczos with full
     reorthogonalisation lead to nodes and weights: the share of eigenvalues near a node. The density
-    puts a normal curve around every node (Ghorbani et al., 2019). Shares are sums of weights, see
-    :func:`share`: the density is only as sharp as ``sigma``.
+    puts a normal curve around every node (Ghorbani et al., 2019): it is only as sharp as ``sigma``.
+    Shares of eigenvalues are sums of weights, see :func:`share`.
 
     Args:
         model: as for :class:`Hessian`.
@@ -141,7 +155,7 @@ def spectral_density(
     return xr.Dataset(variables, {"eigenvalue": eigenvalues}, attrs)
 
 
-def share(spectrum: xr.Dataset, low: float, high: float) -> Estimate:
+def share(spectrum: xr.Dataset, low: float, high: float) -> Share:
     """Return the share of eigenvalues from ``low`` to ``high``, as mass of the quadrature.
 
     Args:
@@ -154,8 +168,26 @@ def share(spectrum: xr.Dataset, low: float, high: float) -> Estimate:
     """
     if not low < high:
         raise ValueError(f"low: expected a number below high={high!r}, got {low!r}")
-    inside = (spectrum.nodes >= low) & (spectrum.nodes <= high)
-    return _mean(spectrum.weights.where(inside, 0.0).sum("node").values, dict(spectrum.attrs))
+    found = np.array(
+        [
+            _mass(nodes, weights, low, high)
+            for nodes, weights in zip(spectrum.nodes.values, spectrum.weights.values, strict=True)
+        ]
+    )
+    mean = _mean(found[:, 0], dict(spectrum.attrs))
+    _, lowest, highest = found.mean(axis=0).tolist()
+    return Share(mean.value, mean.se, mean.attrs, lowest, highest)
+
+
+def _mass(nodes: FloatArray, weights: FloatArray, low: float, high: float) -> list[float]:
+    """Return the weight of the nodes in an interval, and bounds of the mass that it stands for."""
+    if np.isnan(nodes).any():  # Lanczos ended early: the quadrature is exact
+        return [float(weights[(nodes >= low) & (nodes <= high)].sum())] * 3
+    start, end = np.searchsorted(nodes, low), np.searchsorted(nodes, high, side="right")
+    inside = float(weights[start:end].sum())
+    doubtful = float(weights[start : start + 1].sum() + weights[max(end - 1, 0) : end].sum())
+    beside = float(weights[max(start - 1, 0) : start].sum() + weights[end : end + 1].sum())
+    return [inside, max(0.0, inside - doubtful), min(1.0, inside + beside)]
 
 
 def _signs(operator: Hessian, source: torch.Generator) -> Tensor:

@@ -76,6 +76,17 @@ class Remembering(nn.Module):
         return self.body(x).square() * (self.passes + self.scale)
 
 
+class Drawing(nn.Module):
+    """Draws random numbers in eval mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(x).square() * torch.rand(len(x), 1, dtype=x.dtype)
+
+
 class Overwriting(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -239,6 +250,15 @@ def test_callers_model_and_random_state_stay_as_they_are() -> None:
     assert torch.equal(model[0].bias.grad, torch.ones(4).double()) and model[1].weight.grad is None
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, before.state_dict()[name]), name
+
+
+def test_a_model_that_draws_random_numbers_draws_the_same_in_every_product() -> None:
+    data = mlp()[1]
+    operator = Hessian(Drawing().double(), data, batch_size=10)
+    vector = SOURCE(operator.count)
+    state = torch.get_rng_state()
+    assert torch.equal(operator @ vector, operator @ vector)
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_frozen_parameters_count() -> None:

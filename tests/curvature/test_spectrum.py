@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+import xarray as xr
 from cases import CASES
 from torch import Tensor, nn
 
@@ -109,13 +110,37 @@ def test_mass_at_zero_extremes_and_trace_of_a_diagonal_hessian() -> None:
     spectrum = ll.curvature.spectral_density(model, NOTHING, probes=2, steps=100, **ITSELF)
     assert int(np.isfinite(spectrum.nodes).sum()) == 2 * len(A.unique()) == 16
     assert spectrum.attrs["products"] == 16
-    assert ll.curvature.share(spectrum, -1e-4, 1e-4).value == pytest.approx(0.94, abs=1e-12)
+    zeros = ll.curvature.share(spectrum, -1e-4, 1e-4)
+    assert zeros.value == zeros.lowest == zeros.highest == pytest.approx(0.94, abs=1e-12)
     assert ll.curvature.share(spectrum, -1.0, -1e-4).value == pytest.approx(0.001, abs=1e-12)
     assert float(spectrum.nodes.max()) == pytest.approx(40.0, abs=1e-12)
     assert float(spectrum.nodes.min()) == pytest.approx(-0.46, abs=1e-12)
     trace = ll.curvature.trace(model, NOTHING, probes=3, **ITSELF)
     assert trace.value == pytest.approx(float(A.sum()), rel=1e-12)
     assert trace.se < 1e-12
+
+
+@pytest.mark.parametrize("steps", [4, 12, 40])
+def test_shares_lie_within_their_bounds(steps: int) -> None:
+    """Chebyshev, Markov and Stieltjes, for the eigenvalues as one probe weighs them."""
+    a, v = symmetric(60)
+    values, vectors = torch.linalg.eigh(a)
+    mass = (vectors.T @ v / v.norm()).square().numpy()
+    found = lanczos(lambda u: a @ u, v, steps)
+    spectrum = xr.Dataset(
+        {
+            "nodes": (("probe", "node"), found.nodes[None]),
+            "weights": (("probe", "node"), found.weights[None]),
+        }
+    )
+    widths = []
+    for low, high in ((-1.0, 1.0), (-0.1, 0.1), (-20.0, 0.0), (2.0, 20.0), (-20.0, 20.0)):
+        share = ll.curvature.share(spectrum, low, high)
+        right = mass[(values.numpy() >= low) & (values.numpy() <= high)].sum()
+        assert share.lowest - 1e-12 <= right <= share.highest + 1e-12
+        assert share.lowest <= share.value <= share.highest + 1e-12
+        widths.append(share.highest - share.lowest)
+    assert np.mean(widths) < 4 / steps
 
 
 def test_standard_error_of_the_trace_is_honest() -> None:
@@ -187,6 +212,10 @@ def test_extremes_and_convexity() -> None:
     assert found.smallest == pytest.approx(float(values[0]))
     assert found.largest == pytest.approx(float(values[-1]))
     assert found.convexity == pytest.approx(abs(float(values[0] / values[-1])))
+    few = ll.curvature.extremes(
+        Quadratic(torch.tensor([10.0, 11, 0, -1, 0, 1]).double()), NOTHING, **ITSELF
+    )
+    assert (few.smallest, few.largest) == pytest.approx((-1.0, 11.0))
     one = Quadratic(torch.tensor([3.0]).double())
     assert ll.curvature.extremes(one, NOTHING, **ITSELF).smallest == pytest.approx(3.0)
 
