@@ -35,6 +35,7 @@ __all__ = [
     "Weights",
     "batchnorm",
     "cost",
+    "curvature",
     "data",
     "directions",
     "evaluate",
@@ -65,6 +66,7 @@ runtime.keep_freed_memory()
 
 # Imported on first use: evaluation needs none of them.
 _ROOMS = {
+    "curvature": "curvature",
     "figures": "figures",
     "mpo": "mpo",
     "patterns": "mpo.patterns",

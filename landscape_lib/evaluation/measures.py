@@ -349,15 +349,16 @@ def _choose_loss(loss: Measure, seen: Seen) -> _One:
     mean = _try(loss, "loss", seen)
     if mean.dim() > 0:
         return _One(loss, _is_per_sample(mean, seen, "loss"))
-    unreduced = _unreduced(loss)
-    if unreduced is None:
+    each = unreduced(loss)
+    if each is None:
         return _One(loss, False)
-    values = unreduced(seen.output, seen.target)
+    values = each(seen.output, seen.target)
     fits = values.dim() > 0 and values.shape[0] == seen.size
-    return _One(unreduced, True) if fits else _One(loss, False)
+    return _One(each, True) if fits else _One(loss, False)
 
 
-def _unreduced(loss: Any) -> Measure | None:
+def unreduced(loss: Any) -> Measure | None:
+    """Return a loss's form with one value per sample, if it is known to have one."""
     if isinstance(loss, nn.Module):
         if getattr(loss, "reduction", None) != "mean":
             return None
