@@ -13,7 +13,7 @@ import matplotlib.pyplot as plt
 import xarray as xr
 from matplotlib import backend_bases, cbook
 from matplotlib.backends.backend_svg import FigureCanvasSVG
-from matplotlib.collections import Collection
+from matplotlib.collections import Collection, QuadMesh
 from matplotlib.figure import Figure
 
 from landscape_lib import page
@@ -42,9 +42,10 @@ class PageCanvas(FigureCanvasSVG):
     def print_svg(self, filename: Any, **settings: Any) -> None:
         """Write the figure to a path or an open file; see ``FigureCanvasSVG.print_svg``."""
         for shapes in self.figure.findobj(Collection):
-            # Surfaces in three dimensions know their shapes only when they are drawn.
-            in_space = hasattr(shapes, "do_3d_projection")
-            if in_space or max(len(shapes.get_paths()), len(shapes.get_offsets())) > _HEAVY:  # type: ignore[arg-type]
+            # Surfaces in three dimensions know their shapes only when they are drawn; between the
+            # cells of a map the ground would shine through.
+            always = hasattr(shapes, "do_3d_projection") or isinstance(shapes, QuadMesh)
+            if always or max(len(shapes.get_paths()), len(shapes.get_offsets())) > _HEAVY:  # type: ignore[arg-type]
                 shapes.set_rasterized(True)
         buffer = io.StringIO()
         restore = settings.get("bbox_inches_restore")

@@ -76,6 +76,11 @@ def test_many_shapes_become_one_picture() -> None:
     assert "<image" not in svg.text_of(curve())
 
 
+def test_a_small_map_has_no_seams_between_its_cells() -> None:
+    plots.heat(surface().isel(alpha=slice(0, 3), beta=slice(0, 3)), levels=0, colorbar=False)
+    assert svg.text_of(plt.gcf()).count("<image") == 1
+
+
 def test_words_are_legible_on_a_phone() -> None:
     column, widest = 358, 6.6  # pixels of the text on a screen of 390; inches
     points = [label.get_size() for label in plt.subplots()[1].get_xticklabels()]
