@@ -3,6 +3,7 @@
 Every function builds a plain module on the CPU. With ``seed`` the initial weights come from a
 random stream of their own and the global one is left alone; without it they are drawn from torch's
 global random state, so that ``torch.manual_seed`` fixes them. ``width`` scales a network.
+Max pooling stands before ReLU: the same function as behind it, with a quarter of the ReLUs to do.
 No module works in place, so all of them run under ``torch.func.functional_call`` and ``vmap``.
 """
 
@@ -62,7 +63,7 @@ def small_cnn(
 ) -> nn.Sequential:
     """Build the network of multi-point optimisation, for images of any size.
 
-    Blocks of 3x3 convolution, batch norm if asked, ReLU and 2x2 max pooling if asked; then average
+    Blocks of 3x3 convolution, batch norm and 2x2 max pooling if asked, and ReLU; then average
     pooling to 4x4 and a hidden layer. The paper's Fashion-MNIST network is the default: 153,402
     parameters. Source: Skorokhodov and Burtsev 2019, appendix B, and the authors' code, which has
     pooling as an option, biases also before batch norm, and 16 first channels for CIFAR-10.
@@ -95,9 +96,9 @@ def small_cnn(
             layers[f"conv{i}"] = nn.Conv2d(before, after, 3, padding=1)
             if batchnorm:
                 layers[f"bn{i}"] = nn.BatchNorm2d(after)
-            layers[f"relu{i}"] = nn.ReLU()
             if pool:
                 layers[f"pool{i}"] = nn.MaxPool2d(2)
+            layers[f"relu{i}"] = nn.ReLU()
             before = after
         layers["average"] = nn.AdaptiveAvgPool2d(4)
         layers["flatten"] = nn.Flatten()
@@ -117,7 +118,7 @@ def lenet(
     width: float = 1.0,
     seed: int | None = None,
 ) -> nn.Sequential:
-    """Build LeNet: two 5x5 convolutions, each with ReLU and 2x2 max pooling, and a hidden layer.
+    """Build LeNet: two 5x5 convolutions, each with 2x2 max pooling and ReLU, and a hidden layer.
 
     ``channels=(10, 20), hidden=128`` is the small-LeNet of Chaudhari et al. 2017 (Entropy-SGD)
     whose Hessian they computed: 47,658 parameters. The default sizes are those of Caffe's LeNet.
@@ -157,11 +158,11 @@ def lenet(
     with _initial_weights(seed):
         layers: OrderedDict[str, nn.Module] = OrderedDict(
             conv1=nn.Conv2d(_count("in_channels", in_channels), first, 5, padding=padding),
-            relu1=nn.ReLU(),
             pool1=nn.MaxPool2d(2),
+            relu1=nn.ReLU(),
             conv2=nn.Conv2d(first, second, 5, padding=padding),
-            relu2=nn.ReLU(),
             pool2=nn.MaxPool2d(2),
+            relu2=nn.ReLU(),
             flatten=nn.Flatten(),
             fc=nn.Linear(second * side * side, units),
             fc_relu=nn.ReLU(),
@@ -209,9 +210,10 @@ def vgg9(
                 layers[f"conv{stage}_{i}"] = nn.Conv2d(before, after, 3, padding=1)
                 if batchnorm:
                     layers[f"bn{stage}_{i}"] = nn.BatchNorm2d(after)
+                if i == len(counts):
+                    layers[f"pool{stage}"] = nn.MaxPool2d(2)
                 layers[f"relu{stage}_{i}"] = nn.ReLU()
                 before = after
-            layers[f"pool{stage}"] = nn.MaxPool2d(2)
         layers["flatten"] = nn.Flatten()
         layers["fc"] = nn.Linear(before * (image_size // 8) ** 2, before)
         if batchnorm:

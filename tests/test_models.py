@@ -227,3 +227,19 @@ def test_pooling_works_down_to_one_pixel() -> None:
 def test_bad_input_is_named(build: Callable[[], nn.Module], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build()
+
+
+def test_pooling_before_relu_is_the_same_function():
+    """Also after batch norm with negative scales, and where values are NaN."""
+    torch.manual_seed(0)
+    x = torch.randn(5, 4, 8, 8)
+    x[0, 0, 0, 0] = torch.nan
+    norm = nn.BatchNorm2d(4)
+    nn.init.normal_(norm.weight)
+    behind = nn.functional.max_pool2d(nn.functional.relu(norm(x)), 2)
+    before = nn.functional.relu(nn.functional.max_pool2d(norm(x), 2))
+    assert torch.equal(behind.nan_to_num(7.0), before.nan_to_num(7.0))
+    for model in (models.small_cnn(pool=True), models.lenet(), models.vgg9(width=0.1)):
+        kinds = [type(module) for module in model]
+        places = [k for k, kind in enumerate(kinds) if kind is nn.MaxPool2d]
+        assert places and all(kinds[k + 1] is nn.ReLU for k in places)
