@@ -101,19 +101,20 @@ def random_directions(
         )
     draws = [_draw(weights, ignore_1d, generator) for _ in range(count)]
     if normalize is None:
-        flat = torch.stack([flatten(draw) for draw in draws], dim=1)
+        flat = torch.stack([float64(flatten(draw)) for draw in draws], dim=1)
         basis = _orthogonalize(flat[None])[0]
-        return [unflatten(vector, weights) for vector in basis.unbind(1)]
+        found = [unflatten(vector, weights) for vector in basis.unbind(1)]
+        return [{n: t.to(weights[n]) for n, t in direction.items()} for direction in found]
     directions: list[Weights] = [{} for _ in range(count)]
     for name, tensor in weights.items():
         # Blocks as a batch of matrices (blocks, entries of a block, count).
-        blocks = torch.stack([_blocks(draw[name], normalize) for draw in draws], dim=2)
+        blocks = torch.stack([_blocks(float64(d[name]), normalize) for d in draws], dim=2)
         blocks = _orthogonalize(blocks)
-        lengths = _blocks(tensor, normalize).norm(dim=1, keepdim=True)[..., None]
+        lengths = _blocks(float64(tensor), normalize).norm(dim=1, keepdim=True)[..., None]
         norms = blocks.norm(dim=1, keepdim=True)
         scaled = torch.where(norms > 0, blocks * (lengths / norms), 0.0)
         for direction, part in zip(directions, scaled.unbind(2), strict=True):
-            direction[name] = part.reshape(tensor.shape)
+            direction[name] = part.reshape(tensor.shape).to(tensor)
     return directions
 
 
@@ -251,7 +252,7 @@ def _draw(weights: Weights, ignore_1d: bool, generator: torch.Generator | None) 
     # Drawn on the CPU so that a seed means the same direction on every device.
     return {
         name: torch.zeros_like(tensor)
-        if ignore_1d and tensor.dim() <= 1
+        if (ignore_1d and tensor.dim() <= 1) or not tensor.is_floating_point()
         else torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype).to(tensor.device)
         for name, tensor in weights.items()
     }

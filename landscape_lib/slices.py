@@ -223,6 +223,8 @@ def check_weights(weights: Weights, name: str) -> None:
     if not weights:
         raise ValueError(f"{name}: has no tensors")
     for key, tensor in weights.items():
+        if tensor.is_complex():
+            raise ValueError(f"{name}: expected real entries, {key!r} has {tensor.dtype}")
         if not tensor.isfinite().all():
             raise ValueError(f"{name}: expected finite entries, {key!r} has NaN or inf")
 

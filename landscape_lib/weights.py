@@ -158,7 +158,15 @@ def norm(weights: Weights) -> float:
 
 
 def float64(tensor: Tensor) -> Tensor:
-    """Return the tensor in float64, on the CPU if its device (Apple's MPS) has no float64."""
+    """Return the tensor in float64, on the CPU if its device (Apple's MPS) has no float64.
+
+    Raises:
+        ValueError: it is complex: its imaginary part would be lost.
+    """
+    if tensor.is_complex():
+        raise ValueError(
+            f"weights: expected real numbers, got {tensor.dtype}; view_as_real makes two of each"
+        )
     return tensor.cpu().double() if tensor.device.type == "mps" else tensor.double()
 
 

@@ -415,3 +415,15 @@ def test_projection_is_least_squares_for_any_two_directions():
         ll.directions.project(points, ll.Slice(origin, [d1, twice], [[0.0, 0.0]]))
     with pytest.raises(ValueError, match="at least one"):
         ll.directions.project([], ll.Plane(origin, (d1, d2), [0.0], [0.0]))
+
+
+@pytest.mark.parametrize("normalize", [None, "filter", "layer"])
+def test_directions_in_16_bits_are_orthogonal(normalize):
+    """CASES N14: sums are float64, so that only the rounding of the result is left."""
+    weights = {"w": torch.ones(400, 400, dtype=torch.float16), "n": torch.tensor([3, 4])}
+    first, second = ll.random_directions(
+        weights, 2, normalize=normalize, generator=generator(0), ignore_1d=False
+    )
+    cosine = ll.weights.dot(first, second) / ll.weights.norm(first) / ll.weights.norm(second)
+    assert abs(cosine) < 1e-5
+    assert first["w"].dtype == torch.float16 and not first["n"].any()

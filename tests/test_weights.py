@@ -10,6 +10,7 @@ import torch
 from cases import CASES
 from torch import nn
 
+from landscape_lib import slices as ll_slices
 from landscape_lib import weights as w
 from landscape_lib.weights import Weights
 
@@ -167,3 +168,12 @@ def test_a_model_of_another_shape_is_not_loaded_by_half():
     with pytest.raises(ValueError, match=r"weights: 'bias' has shape \(3,\), expected \(2,\)"):
         w.load_weights(model, {"weight": torch.ones(2, 3), "bias": torch.ones(3)})
     assert bits(w.weights_of(model)) == bits(before)
+
+
+def test_complex_weights_are_refused():
+    """CASES N12: as real numbers they would lose their imaginary part."""
+    weights = {"w": torch.tensor([[1j, 0], [0, 0]])}
+    with pytest.raises(ValueError, match="expected real numbers"):
+        w.norm(weights)
+    with pytest.raises(ValueError, match="direction.*expected real entries"):
+        ll_slices.Line({"w": torch.zeros(2, 2)}, weights, [0.0])
