@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -239,3 +240,44 @@ def test_a_reference_of_another_model_is_refused(trained):
     model, line, data, _ = trained
     with pytest.raises(ValueError, match="reference: names differ"):
         ll.evaluate(model, line, data, reference={"w": torch.zeros(1)})
+
+
+class Surface(torch.nn.Module):
+    """A model whose loss is a known function of two weights."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.w = torch.nn.Parameter(torch.zeros(2).double())
+        self.function = function
+
+    def forward(self, x):
+        return self.function(*self.w).expand(len(x), 1)
+
+
+SURFACES = {
+    "waves": lambda a, b: torch.sin(3 * a) + torch.cos(2 * b),
+    "hill": lambda a, b: 2 * torch.exp(-8 * ((a - 0.3) ** 2 + (b + 0.2) ** 2)),
+    "cliff": lambda a, b: torch.tanh(6 * (a - b)),
+    "peak": lambda a, b: 1 / (1 + 10 * (a**2 + b**2)),
+    "double well": lambda a, b: 4 * (a**2 - 0.25) ** 2 + b**2,
+}
+
+
+@pytest.mark.parametrize("name", SURFACES)
+def test_refinement_keeps_its_promise_where_the_true_error_is_known(name):
+    """CASES 5: accepting twice the error asked for fails on the cliff, where it is used up."""
+    model = Surface(SURFACES[name])
+    one = SimpleNamespace(x=torch.zeros(1, 1).double(), y=torch.zeros(1, 1).double())
+    axis = np.linspace(-1, 1, 49)
+    sides = [{"w": torch.tensor(side).double()} for side in ([1.0, 0.0], [0.0, 1.0])]
+    plane = ll.Plane({"w": torch.zeros(2).double()}, tuple(sides), axis, axis)
+    options = {"loss": lambda output, target: output.mean(), "metrics": {}}
+    full = ll.evaluate(model, plane, one, **options)
+    used = []
+    for error in (0.01, 0.03, 0.06):
+        got = ll.refine(model, plane, one, error=error, **options)
+        used.append(float(np.abs(got.loss - full.loss).max()) / error)
+        assert got.measured.sum() < 0.35 * full.loss.size
+    assert max(used) <= 1
+    if name == "cliff":
+        assert min(used) > 0.5
