@@ -281,3 +281,16 @@ def test_refinement_keeps_its_promise_where_the_true_error_is_known(name):
     assert max(used) <= 1
     if name == "cliff":
         assert min(used) > 0.5
+
+
+@pytest.mark.parametrize(("slope", "error"), [(20, 0.1032), (60, 0.2272), (200, 0.0469)])
+def test_refinement_goes_on_until_points_drawn_at_random_are_predicted(slope, error):
+    """CASES 5: on these cliffs one that accepts twice the error stops with 1.8 to 2 times it."""
+    model = Surface(lambda a: torch.tanh(slope * (a + 0.37)) + torch.sin(3 * a))
+    model.w = torch.nn.Parameter(torch.zeros(1).double())
+    one = SimpleNamespace(x=torch.zeros(1, 1).double(), y=torch.zeros(1, 1).double())
+    ends = {"w": torch.zeros(1).double()}, {"w": torch.ones(1).double()}
+    line = ll.Line(*ends, np.linspace(-1, 1, 257))
+    loss = lambda output, target: output.mean()  # noqa: E731
+    got = ll.refine(model, line, one, error=error, coarsest=32, loss=loss, metrics={})
+    assert got.attrs["refine_error"] <= error
