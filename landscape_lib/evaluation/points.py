@@ -63,6 +63,9 @@ class Points:
         self.slice = slice
         self.model = Movable(model, example, dtype, training, seed, policy, shortcuts)
         self._places = slice.coefficients(slice.coordinates)
+        # All at once: a copy to an accelerator waits for all that it has to do.
+        precise = torch.promote_types(self.model.dtype, torch.float32)
+        self._there = torch.from_numpy(self._places).to(self.model.device, precise)
         self._policy, self._allowed = policy, shortcuts
         self._statistics = [
             {n: t.to(self.model.statistics[n]) for n, t in vector.items()} for vector in statistics
@@ -186,8 +189,7 @@ class Points:
         return batchnorm.statistics_along(self._statistics, coefficients)
 
     def _coefficients(self, indices: Indices) -> Tensor:
-        precise = torch.promote_types(self.model.dtype, torch.float32)
-        return torch.from_numpy(self._places[indices]).to(self.model.device, precise)
+        return torch.stack([self._there[index] for index in indices.tolist()])
 
     def _input(self, x: Any, coefficients: Tensor | None) -> Any:
         """Return what the model reads at a point, or what its first layer gives there."""
