@@ -17,7 +17,9 @@ from landscape_lib import (
     weights,
 )
 from landscape_lib.directions import pca_directions, random_direction, random_directions
+from landscape_lib.entropy_sgd import EntropySGD
 from landscape_lib.evaluation import Cost, StoreMismatch, batchnorm, cost, evaluate, refine
+from landscape_lib.pal import PAL
 from landscape_lib.slices import Line, Plane, Slice
 from landscape_lib.training import CheckpointMismatch, History, train
 from landscape_lib.weights import Weights, load_weights, weights_of
@@ -27,8 +29,10 @@ __version__ = "0.1.0"
 __all__ = [
     "CheckpointMismatch",
     "Cost",
+    "EntropySGD",
     "History",
     "Line",
+    "PAL",
     "Plane",
     "Slice",
     "StoreMismatch",

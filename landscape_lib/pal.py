@@ -1,0 +1,231 @@
+"""PAL: a parabola along the gradient line of each batch, and a step to its minimum."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils import get_total_norm
+from torch.optim import Optimizer
+
+from landscape_lib.closures import (
+    Closure,
+    Replay,
+    check_closure,
+    check_number,
+    check_parameters,
+    common,
+    loss_with_gradient,
+)
+
+# Rounding errors of the two losses, in units of the last place, below which a line is straight.
+ROUNDING = 16.0
+
+_WHY = "PAL steps along one line"
+
+
+@dataclass(frozen=True)
+class PALStep:
+    """What PAL saw and did in one step, for plots: p(s) = ``loss`` + ``b`` s + ``a`` s².
+
+    Attributes:
+        case: ``"minimum"``: to that of the parabola (times alpha, at most ``s_max``); ``"mu"``:
+            the line bends down or not at all; ``"stay"``: it rises; ``"skipped"``: a loss or the
+            gradient was not finite.
+        step: the distance s by which the weights moved.
+        loss: of the batch before the step.
+        loss_at_mu: of the same batch at distance ``mu``; NaN if it was not measured.
+        a: half the curvature of the line.
+        b: its slope.
+        norm: of the direction before it was normalised; ``step / norm`` compares with a learning
+            rate.
+        mu: where the second loss was measured.
+    """
+
+    case: str
+    step: float
+    loss: float
+    loss_at_mu: float
+    a: float
+    b: float
+    norm: float
+    mu: float
+
+
+class PAL(Optimizer):
+    """Parabolic approximation line search (Mutschler and Zell, 2020).
+
+    Each step looks at the loss of one batch along the line d = -v/‖v‖, where v = g + ``beta`` v is
+    the gradient with momentum. Loss and slope here and the loss at distance ``mu`` give a parabola;
+    the step goes ``alpha`` times the way to its minimum, at most ``s_max``. Where the line bends
+    down the step is ``mu``, where it rises there is none. It costs two forward passes and one
+    backward pass.
+
+    All groups of parameters make one line, so they share their settings. The second evaluation sees
+    the same dropout masks, random augmentation and buffers as the first, and changes neither
+    buffers nor the random state: batch norm counts the batch once. A step whose losses or gradient
+    are not finite changes no weights, momentum or buffers.
+
+    Weight decay belongs into the closure's loss, or the parabola is that of another function
+    (``ll.train(weight_decay=)`` puts it there). A line counts as straight, a = 0, where rounding of
+    the losses could have bent it. The authors' own decay of ``mu`` and ``s_max`` is ``decay``;
+    a torch schedule drives ``lr``, a factor of the step.
+
+    Args:
+        params: parameters, or groups of them, as for any torch optimiser.
+        mu: distance of the second loss, and the step where the line does not bend up.
+        s_max: longest step.
+        alpha: factor of the step to the minimum, above 1 to go further.
+        beta: share of the last direction that is kept, from 0 to below 1.
+        decay: factor of ``mu`` and ``s_max`` after every step.
+        lr: factor of the step after all of this, for schedules of torch.
+
+    Attributes:
+        last: a :class:`PALStep`, ``None`` before the first; ``step`` 0 where none was taken. Each
+            group counts ``steps`` (backward passes) and ``forwards`` (forward passes).
+
+    Raises:
+        TypeError, ValueError: bad input, also of a group.
+    """
+
+    closure_without_backward = True
+    last: PALStep | None = None
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        *,
+        mu: float = 0.1,
+        s_max: float = 3.6,
+        alpha: float = 1.0,
+        beta: float = 0.4,
+        decay: float = 1.0,
+        lr: float = 1.0,
+    ) -> None:
+        settings = {"lr": lr, "mu": mu, "s_max": s_max, "alpha": alpha, "beta": beta}
+        super().__init__(params, settings | {"decay": decay, "steps": 0, "forwards": 0})
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add parameters to the line; their settings are those of the others."""
+        super().add_param_group(param_group)
+        try:
+            check_parameters(self.param_groups[-1])
+            self._settings()
+        except (TypeError, ValueError):
+            self.param_groups.pop()
+            raise
+
+    @torch.no_grad()
+    def step(self, closure: Closure) -> Tensor:  # type: ignore[override]
+        """Take one step.
+
+        Args:
+            closure: returns the loss of a batch, the same one at each call, without ``backward``.
+
+        Returns:
+            The loss before the step. Each ``.grad`` holds its gradient.
+
+        Raises:
+            TypeError, RuntimeError: the closure is none, or its loss has no gradient.
+            ValueError: groups differ in a setting.
+        """
+        check_closure(closure)
+        settings = self._settings()
+        everything = [p for group in self.param_groups for p in group["params"]]
+        replay = Replay(closure, everything)
+        loss = loss_with_gradient(self, replay.first)
+        moved = [p for p in everything if p.grad is not None]
+        velocity = self._velocity(moved, settings["beta"])
+        norm = float(get_total_norm(velocity))
+        unit = 1 / max(norm, 1e-10)
+        b = -_inner([p.grad for p in moved], velocity) * unit
+        here, there, forwards = float(loss), math.nan, 1
+        if math.isfinite(here + norm + b):
+            # A copy: to go mu forth and back again changes weights by rounding.
+            saved = [p.clone() for p in moved]
+            try:
+                torch._foreach_add_(moved, velocity, alpha=-settings["mu"] * unit)
+                there, forwards = float(replay.again()), 2
+            finally:
+                torch._foreach_copy_(moved, saved)
+        precision = max(torch.finfo(tensor.dtype).eps for tensor in (loss, *moved))
+        self.last = _fit(here, there, b, norm, settings, precision)
+        if self.last.case == "skipped":
+            replay.undo_buffers()
+        else:
+            for parameter, direction in zip(moved, velocity, strict=True):
+                self.state[parameter]["velocity"] = direction
+        if self.last.step:
+            torch._foreach_add_(moved, velocity, alpha=-self.last.step * unit)
+        for group in self.param_groups:
+            group["steps"] += 1
+            group["forwards"] += forwards
+        return loss
+
+    def _settings(self) -> dict[str, float]:
+        """Return the settings of the line at this step, checked."""
+        names = ("lr", "mu", "s_max", "alpha", "beta", "decay")
+        settings = {name: common(self.param_groups, name, _WHY) for name in names}
+        check_number("lr", settings["lr"], least=0, most=math.inf)
+        for name in ("mu", "s_max", "alpha"):
+            check_number(name, settings[name], above=0, most=math.inf)
+        check_number("beta", settings["beta"], least=0, most=math.nextafter(1, 0))
+        check_number("decay", settings["decay"], above=0, most=1)
+        shrunk = settings["decay"] ** self.param_groups[0]["steps"]
+        return settings | {"mu": settings["mu"] * shrunk, "s_max": settings["s_max"] * shrunk}
+
+    def _velocity(self, parameters: list[Tensor], beta: float) -> list[Tensor]:
+        """Return the direction's tensors, new ones: a step may turn out not to count."""
+        old = [
+            self.state[p]["velocity"] if p in self.state else torch.zeros_like(p)
+            for p in parameters
+        ]
+        velocity = list(torch._foreach_mul(old, beta))
+        torch._foreach_add_(velocity, [p.grad for p in parameters if p.grad is not None])
+        return velocity
+
+
+def _fit(
+    here: float, there: float, b: float, norm: float, settings: dict[str, float], precision: float
+) -> PALStep:
+    """Fit the parabola in float64 and choose the step.
+
+    Args:
+        here: loss before the step.
+        there: loss at distance mu.
+        b: slope.
+        norm: of the direction.
+        settings: of the optimiser.
+        precision: of the numbers in which the losses were computed.
+    """
+    mu, s_max = settings["mu"], settings["s_max"]
+    if not math.isfinite(here + there + b):
+        return PALStep("skipped", 0.0, here, there, math.nan, b, norm, mu)
+    bend = there - here - b * mu
+    if abs(bend) <= ROUNDING * precision * (abs(here) + abs(there) + abs(b) * mu):
+        bend = 0.0
+    a = bend / mu / mu
+    if b >= 0:
+        case, step = "stay", 0.0
+    elif a > 0:
+        case, step = "minimum", min(-settings["alpha"] * b / (2 * a), s_max)
+    else:
+        case, step = "mu", min(mu, s_max)
+    return PALStep(case, settings["lr"] * step, here, there, a, b, norm, mu)
+
+
+def _inner(first: list[Tensor | None], second: list[Tensor]) -> float:
+    """Return the inner product of two lists of tensors, in float32 at least, summed in float64."""
+    total = 0.0
+    products: list[Tensor] = []
+    for one, other in zip(first, second, strict=True):
+        assert one is not None
+        dtype = torch.promote_types(one.dtype, torch.float32)
+        products.append(torch.dot(one.flatten().to(dtype), other.flatten().to(dtype)))
+    for device in {product.device for product in products}:
+        total += float(torch.stack([p.double() for p in products if p.device == device]).sum())
+    return total
