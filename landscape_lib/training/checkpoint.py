@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.utils._pytree import tree_map
 
 from landscape_lib import runtime
+from landscape_lib.evaluation.batches import Batch
 from landscape_lib.fingerprint import Fingerprint, describe_callable, differences, digest
 from landscape_lib.weights import Weights, weights_of
 
@@ -71,18 +73,35 @@ class Run:
     dtype: torch.dtype | None = None
     fingerprint: Fingerprint = field(default_factory=dict)
 
-    def step(self, x: Tensor, y: Tensor, loss: Callable[[Any, Any], Tensor]) -> None:
-        """Let the optimiser take one step on a batch, and note the batch's loss before it."""
+    def step(
+        self, batches: Iterator[Batch], loss: Callable[[Any, Any], Tensor], weight_decay: float = 0
+    ) -> None:
+        """Let the optimiser take one step, and note the first batch's loss before it.
+
+        Its closure is evaluated on one batch, or on a fresh one at each call if the optimiser says
+        how many it takes (``batches_per_step``). One that has ``closure_without_backward`` calls
+        ``backward`` itself.
+        """
+        optimizer = self.optimizer
+        fresh = hasattr(optimizer, "batches_per_step")
+        source = batches if fresh else itertools.repeat(next(batches))
+        backward = not getattr(optimizer, "closure_without_backward", False)
 
         def closure() -> Tensor:
-            self.optimizer.zero_grad()
+            batch = next(source)
+            if backward:
+                optimizer.zero_grad()
             with self.autocast():
-                output = self.model(x)
-            value = loss(tree_map(_as_float32, output), y)
+                output = self.model(batch.x)
+            value = loss(tree_map(_as_float32, output), batch.y)
             if not isinstance(value, Tensor) or value.dim() > 0:
                 given = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
                 raise TypeError(f"loss: expected it to return a scalar tensor, got {given}")
-            value.backward()
+            if weight_decay:
+                squares = [p.square().sum() for p in self.model.parameters() if p.requires_grad]
+                value = value + 0.5 * weight_decay * torch.stack(squares).sum()
+            if backward:
+                value.backward()
             return value
 
         # Some optimisers evaluate the closure several times; the first value is the loss at the

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
+from landscape_lib.closures import check_number
 from landscape_lib.evaluation.batches import check_count
 
 
@@ -29,6 +31,7 @@ class Settings:
     record_every: int | None
     dtype: torch.dtype | None
     seed: int
+    weight_decay: float = 0.0
 
     def __post_init__(self) -> None:
         """Check what was given."""
@@ -40,6 +43,7 @@ class Settings:
             raise ValueError(
                 f"schedule_every: expected 'step' or 'epoch', got {self.schedule_every!r}"
             )
+        check_number("weight_decay", self.weight_decay, least=0, most=math.inf)
         if self.dtype not in (None, torch.bfloat16):
             raise ValueError(f"dtype: expected None or torch.bfloat16, got {self.dtype!r}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -40,6 +41,7 @@ def train(
     augment: Augment | None = None,
     record_every: int | None = None,
     dtype: torch.dtype | None = None,
+    weight_decay: float = 0.0,
     checkpoint: str | os.PathLike[str] | None = None,
     progress: bool = True,
     seed: int = 0,
@@ -53,7 +55,10 @@ def train(
     Args:
         model: any module, to whose device batches are moved; its weights and buffers change.
         data: training set with ``x`` (N, ...) and ``y`` (N, ...).
-        optimizer: built on the model's parameters; called as ``step(closure)``.
+        optimizer: built on the model's parameters; called as ``step(closure)``. :class:`PAL` and
+            :class:`EntropySGD` get closures without ``backward``; a step of the latter takes as
+            many batches as it asks for, and where the last step of an epoch lacks some, they come
+            from another pass.
         epochs: passes over ``data``.
         batch_size: samples per step.
         loss: callable ``(output, target) -> scalar mean``.
@@ -65,6 +70,9 @@ def train(
         record_every: record the weights every so many steps.
         dtype: ``torch.bfloat16`` runs forward passes in torch's autocast: layers that gain from it
             compute in that type; weights, their gradients and the loss stay as they are.
+        weight_decay: adds ``weight_decay / 2`` times the squared norm of all trained parameters to
+            the loss of each batch. For optimisers that look at the loss itself; others have a decay
+            of their own.
         checkpoint: file written after every epoch; training resumes from it, to the same bits as
             an uninterrupted run.
         progress: show a progress bar if it takes longer than two seconds.
@@ -77,14 +85,15 @@ def train(
         TypeError, ValueError: bad input, named before any weight changes.
         CheckpointMismatch: ``checkpoint`` belongs to another run; it is left untouched.
     """
-    settings = Settings(epochs, batch_size, schedule_every, record_every, dtype, seed)
+    settings = Settings(epochs, batch_size, schedule_every, record_every, dtype, seed, weight_decay)
     if augment is not None and not callable(augment):
         raise TypeError(
             f"augment: expected a callable (x, generator), got {type(augment).__name__}"
         )
     check_model(model)
-    steps = -(-count_samples(data) // batch_size)
     check_optimizer(model, optimizer, schedule)
+    batches = -(-count_samples(data) // batch_size)
+    steps = -(-batches // getattr(optimizer, "batches_per_step", 1))
     with runtime.isolated_random_state(seed), mode_given_back(model):
         device = next(model.parameters()).device
         channels_last = pays_channels_last(model.eval(), data.x[:1].to(device))
@@ -123,8 +132,10 @@ class _Training:
         started, history = time.perf_counter(), self.run.history
         rate = self.run.optimizer.param_groups[0].get("lr", float("nan"))
         self.run.model.train()
-        for batch in self.batches():
-            self.step(batch, steps)
+        # Passes are drawn when their first batch is needed.
+        batches = itertools.chain.from_iterable(self.batches() for _ in itertools.count())
+        for _ in range(steps):
+            self.step(batches, steps)
             bar.update()
         self.advance("epoch")
         row = {
@@ -138,7 +149,7 @@ class _Training:
         return row
 
     def batches(self) -> Iterator[Batch]:
-        """Draw the minibatches of an epoch."""
+        """Draw the minibatches of one pass."""
         data, device = self.data, next(self.run.model.parameters()).device
         order = torch.randperm(len(data.x), generator=self.run.generator)
         for chosen in order.split(self.settings.batch_size):
@@ -148,9 +159,9 @@ class _Training:
                 x = self.augment(x, self.run.generator)
             yield move(Batch(x, y, len(y)), device, None, self.channels_last)
 
-    def step(self, batch: Batch, steps: int) -> None:
+    def step(self, batches: Iterator[Batch], steps: int) -> None:
         """Take one step, and record the weights if it is their turn."""
-        self.run.step(batch.x, batch.y, self.loss)
+        self.run.step(batches, self.loss, self.settings.weight_decay)
         self.advance("step")
         done, every = len(self.run.history.batch_losses), self.settings.record_every
         last = done == self.settings.epochs * steps
