@@ -26,7 +26,7 @@ def frames(
         pictures: one for each value of the slider; with two sliders a list of lists, where
             `pictures[i][j]` is for value i of the first and j of the second. A picture is a
             matplotlib Figure (drawn on a white card, then closed), the bytes of a PNG, or a string
-            of SVG or HTML.
+            of SVG or HTML. What ``plots.svg.text_of`` returns follows the colours of the page.
         sliders: one or two pairs (label, values to show).
         alt: what a picture shows, for readers who do not see it: one text for all, one for each
             picture (nested as the pictures are), or a function of the sliders' values.

@@ -124,6 +124,12 @@ def frame(name: str, picture: Any, alt: str, width: int, shown: bool) -> str:
     """Return one of many pictures: a Figure, PNG bytes, or a string of SVG or HTML."""
     look = f'class="lw-frame dark-light{" lw-shown" if shown else ""}"'
     if isinstance(picture, str):
+        if picture.startswith("<?xml"):  # as an image, an SVG has the colour scheme of the page
+            source = base64.b64encode(picture.encode()).decode()
+            picture = (
+                '<img class="dark-light" alt="" style="width:100%;height:auto;padding:0!important;'
+                f'background:none!important" src="data:image/svg+xml;base64,{source}">'
+            )
         return f'<div {look} role="img" aria-label="{escape(alt)}">{picture}</div>'
     if isinstance(picture, Figure):
         buffer = io.BytesIO()

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from landscape_lib import widgets
+from landscape_lib import svg, widgets
 from landscape_lib.mpo import patterns
 
 PNG = base64.b64decode(
@@ -137,6 +137,15 @@ def test_frames_draws_figures_on_white_and_closes_them() -> None:
     image = Image.open(io.BytesIO(base64.b64decode(pngs[0])))
     assert image.size == (960, 720)
     assert image.convert("RGB").getpixel((5, 5)) == (255, 255, 255)
+
+
+def test_frames_shows_a_document_of_svg_as_an_image_with_the_scheme_of_the_page() -> None:
+    figure = plt.figure()
+    document = svg.text_of(figure)
+    plt.close(figure)
+    html = frames(pictures=[document] * 2).html
+    sources = re.findall(r'<img class="dark-light" [^>]*svg[+]xml;base64,([^"]+)', html)
+    assert [base64.b64decode(source).decode() for source in sources] == [document] * 2
 
 
 def test_frames_gives_each_picture_its_text_and_shows_one() -> None:
