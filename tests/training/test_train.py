@@ -94,6 +94,10 @@ SETUPS = {
     "momentum, schedule by step": Setup(schedule=cosine),
     "momentum, schedule by epoch": Setup(schedule=drops, arguments={"schedule_every": "epoch"}),
     "adam, schedule by step": Setup(optimizer=adam, schedule=cosine),
+    "PAL, schedule by step": Setup(lambda model: ll.PAL(model.parameters()), cosine),
+    "Entropy-SGD, one inner step": Setup(
+        lambda model: ll.EntropySGD(model.parameters(), inner_steps=1, noise=0.1), cosine
+    ),
     "numbers of numpy's": Setup(
         lambda model: torch.optim.SGD(model.parameters(), lr=np.geomspace(0.01, 0.1, 3)[1]),
         lambda optimizer: lr_scheduler.ExponentialLR(optimizer, np.float64(0.9)),
