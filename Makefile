@@ -55,7 +55,7 @@ strip: .venv/test.stamp ## clear the notebooks' outputs, but for cells marked ke
 
 benchmarks: .venv/book.stamp ## measure speed on this machine, an idle one: an hour
 	$(BIN)/python -m pip install --quiet ".[benchmarks]"
-	for name in against rates methods scaling fewer pictures; do $(BIN)/python benchmarks/$$name.py || exit 1; done
+	for name in against guests rates methods scaling fewer pictures; do $(BIN)/python benchmarks/$$name.py || exit 1; done
 
 serve: ## show the built book in a browser, through a small server of this machine
 	@test -f $(INDEX) || { echo "There is no book yet: make book"; exit 1; }

@@ -209,16 +209,15 @@ def compare(build: Any, x: Any, y: Any, loss: Any, dtypes: list[Any]) -> dict[st
 def main() -> None:
     """Measure all models, or those named on the command line."""
     torch.set_num_threads(1)
-    found = {}
+    settings = {"samples": SAMPLES, "points": SIDE**2, "batch": BATCH, "rounds": ROUNDS}
     for name, case in guests().items():
         if len(sys.argv) > 1 and not any(word in name for word in sys.argv[1:]):
             continue
         dtypes = [None, torch.bfloat16] if name.startswith("book") else [None]
-        found[name] = compare(*case, dtypes)
-        print(name, found[name], flush=True)
-    known = bench.read("guests")["models"] if bench.path_of("guests").exists() else {}
-    settings = {"samples": SAMPLES, "points": SIDE**2, "batch": BATCH, "rounds": ROUNDS}
-    bench.write("guests", **settings, models=known | found)
+        found = {name: compare(*case, dtypes)}
+        print(found, flush=True)
+        known = bench.read("guests")["models"] if bench.path_of("guests").exists() else {}
+        bench.write("guests", **settings, models=known | found)
 
 
 if __name__ == "__main__":
