@@ -127,7 +127,8 @@ def frame(name: str, picture: Any, alt: str, width: int, shown: bool) -> str:
         if picture.startswith("<?xml"):  # as an image, an SVG has the colour scheme of the page
             source = base64.b64encode(picture.encode()).decode()
             picture = (
-                '<img class="dark-light" alt="" style="width:100%;height:auto;padding:0!important;'
+                f'<img class="dark-light" alt="{escape(alt)}" '
+                'style="width:100%;height:auto;padding:0!important;'
                 f'background:none!important" src="data:image/svg+xml;base64,{source}">'
             )
         return f'<div {look} role="img" aria-label="{escape(alt)}">{picture}</div>'

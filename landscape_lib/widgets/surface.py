@@ -105,7 +105,7 @@ def surface(
     ]
     above = picture(
         alt,
-        f'<img class="lw-still dark-light" src="{still}" alt="">'
+        f'<img class="lw-still dark-light" src="{still}" alt="{escape(alt)}">'
         f"<p>Seen from above: {escape(spans[0])} to the right, {escape(spans[1])} upwards.</p>",
     )
     above += f'<p class="lw-note lw-readout">{escape(_ends(heights, sides, names, variable))}</p>'
