@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from types import CodeType, FunctionType
 from typing import Any
 
@@ -34,7 +35,8 @@ def _update(state: Any, value: Any) -> None:
         state.update(f"tensor {tuple(value.shape)} {value.dtype}".encode())
         # A fresh copy: a tensor of one entry may count as contiguous with any stride.
         flat = torch.empty(value.numel(), dtype=value.dtype, device="cpu")
-        flat.copy_(value.detach().flatten())
+        value = value.detach()
+        flat.copy_((value if value.layout == torch.strided else value.to_dense()).flatten())
         _update_with_bytes(state, flat.view(torch.uint8).numpy())
     elif isinstance(value, np.ndarray):
         state.update(f"array {value.shape} {value.dtype}".encode())
@@ -70,7 +72,7 @@ def describe_callable(function: Any) -> str:
     That is its name, and for one that is not torch's or ours also a digest of its code and of the
     plain values that it was made with: two lambdas share a name, and an edited function keeps it.
     """
-    if hasattr(function, "func"):  # functools.partial
+    if isinstance(function, partial):
         inner = describe_callable(function.func)
         return f"{inner}({digest([function.args, function.keywords])})"
     if isinstance(function, torch.nn.Module):

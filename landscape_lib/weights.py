@@ -139,7 +139,8 @@ def combine(vectors: Sequence[Weights], coefficients: Sequence[float]) -> Weight
     total = {name: (first[0][name] * first[1]).to(t.dtype) for name, t in vectors[0].items()}
     for vector, coefficient in others:
         for name, tensor in vector.items():
-            total[name].add_(tensor, alpha=coefficient)
+            if tensor.is_floating_point():  # whole numbers stay those of the first vector
+                total[name].add_(tensor, alpha=coefficient)
     return total
 
 

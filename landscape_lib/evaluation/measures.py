@@ -21,8 +21,8 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten, tree_map
 
+from landscape_lib.evaluation.nested import map_tensors, tensors_in
 from landscape_lib.weights import float64
 
 Measure = Callable[[Any, Any], Tensor]
@@ -160,7 +160,10 @@ class Measures:
         for name, one in self._ones.items():
             if not one.per_sample:
                 continue
-            parts = [_values(one, _samples(seen, part)) for part in _halves(seen.size)]
+            try:
+                parts = [_values(one, _samples(seen, part)) for part in _halves(seen.size)]
+            except Exception:  # the output holds samples in some other way
+                return False
             if not _close(torch.cat(parts), _values(one, seen)):
                 function = self._mean if name == "loss" else partial(_mean_of, one.function)
                 self._ones[name] = replace(one, function=function, per_sample=False)
@@ -170,27 +173,55 @@ class Measures:
     def weights(self, seen: Seen) -> tuple[Tensor, bool]:
         """Return what each sample weighs in the loss, shape (size,), and if all weigh the same.
 
-        The per-sample form of the loss is compared with the mean that the loss itself gives. Where
-        they differ the weight of a sample is what its values are divided by when it is alone.
+        Where the mean that the loss gives is not that of its values, a sample weighs what its
+        values are divided by when it is alone. That is asked at outputs drawn at random: at the
+        model's own a sample may have no loss, or one that is not finite, and then nothing is
+        learnt. Two draws have to agree, and the model's own outputs, as far as they are finite.
 
         Raises:
             UnevenLoss: that is not what the loss does.
         """
-        values = float64(self._loss.function(seen.output, seen.target)).reshape(seen.size, -1)
-        mean = float64(self._mean(seen.output, seen.target)).mean()
-        if _close(values.mean(), mean):
+        values, mean = self._values_and_mean(seen)
+        known = bool(values.isfinite().all()) and bool(mean.isfinite())
+        probes = [_elsewhere(seen, seed) for seed in (0, 1)]
+        if not all(map(self._takes, probes)):
+            probes = [seen]
+        even = not known or _close(values.mean(), mean)
+        for probe in probes:
+            some, average = self._values_and_mean(probe)
+            even &= _close(some.mean(), average)
+        if even:
             return torch.full_like(values[:, 0], values.shape[1]), True
+        weights, *others = [self._alone(probe) for probe in probes]
+        agree = all(_close(other, weights) for other in others)
+        fits = not known or _close(values.sum() / weights.sum(), mean)
+        if weights.isfinite().all() and agree and fits:
+            return weights, False
+        raise UnevenLoss
+
+    def _values_and_mean(self, seen: Seen) -> tuple[Tensor, Tensor]:
+        values = float64(self._loss.function(seen.output, seen.target)).reshape(seen.size, -1)
+        return values, float64(self._mean(seen.output, seen.target)).mean()
+
+    def _takes(self, seen: Seen) -> bool:
+        """Say whether the loss is finite for these outputs, except where no target counts."""
+        try:
+            return bool(self._values_and_mean(seen)[0].isfinite().all())
+        except Exception:
+            return False
+
+    def _alone(self, seen: Seen) -> Tensor:
+        """Return what the values of each sample are divided by when it is alone, shape (size,)."""
+        values, _ = self._values_and_mean(seen)
         rows = []
         for k in range(seen.size):
             one = _samples(seen, slice(k, k + 1))
             alone = float64(self._mean(one.output, one.target)).mean()
             total = values[k].sum()
-            # 0 / 0 if nothing of the sample counts.
-            rows.append(torch.where(alone.isnan() & (total == 0), 0.0, total / alone))
-        weights = torch.stack(rows)
-        if weights.isfinite().all() and _close(values.sum() / weights.sum(), mean):
-            return weights, False
-        raise UnevenLoss
+            # Divided by 0 if nothing of the sample counts.
+            none = total.isfinite() & ~alone.isfinite()
+            rows.append(torch.where(none, 0.0, total / alone))
+        return torch.stack(rows)
 
     def weigh(self) -> None:
         """Expect weights of samples from now on, for the loss."""
@@ -279,7 +310,7 @@ def _five(values: Tensor, weights: Tensor, known: Tensor) -> Tensor:
 def _weighs_evenly(loss: Any, targets: Any) -> bool:
     """Say whether a loss is one of torch's that gives the mean of its values for these targets."""
     keywords = getattr(loss, "keywords", {})
-    function = getattr(loss, "func", loss)
+    function = loss.func if isinstance(loss, partial) else loss
     if keywords.get("weight") is not None or getattr(loss, "weight", None) is not None:
         return False
     if function in (F.mse_loss, F.l1_loss) or type(loss) in (nn.MSELoss, nn.L1Loss):
@@ -287,7 +318,7 @@ def _weighs_evenly(loss: Any, targets: Any) -> bool:
     if function is not F.cross_entropy and type(loss) is not nn.CrossEntropyLoss:
         return False
     left_out = _ignored(loss)
-    leaves = [t for t in tree_flatten(targets)[0] if isinstance(t, Tensor)]
+    leaves = tensors_in(targets)
     return not any(bool((t == left_out).any()) for t in leaves if not t.is_floating_point())
 
 
@@ -385,9 +416,23 @@ def _halves(size: int) -> tuple[slice, slice]:
 
 
 def _samples(seen: Seen, part: slice) -> Seen:
-    """Return some samples of what was seen; the output is a tensor."""
-    cut = lambda t: t[part] if isinstance(t, Tensor) and t.dim() else t  # noqa: E731
-    return Seen(seen.output[part], tree_map(cut, seen.target), part.stop - part.start)
+    """Return some samples of what was seen."""
+    cut = lambda t: t[part] if t.shape[:1] == (seen.size,) else t  # noqa: E731
+    output, target = map_tensors(cut, seen.output), map_tensors(cut, seen.target)
+    return Seen(output, target, part.stop - part.start)
+
+
+def _elsewhere(seen: Seen, seed: int) -> Seen:
+    """Return other outputs for the same targets: between 0 and 1, which most losses take."""
+    source = torch.Generator("cpu").manual_seed(seed)
+
+    def draw(t: Tensor) -> Tensor:
+        if not t.is_floating_point():
+            return t
+        drawn = torch.rand(t.shape, generator=source, dtype=torch.float64, device="cpu")
+        return (0.05 + 0.9 * drawn).to(t)
+
+    return seen._replace(output=map_tensors(draw, seen.output))
 
 
 def _close(found: Tensor, expected: Tensor) -> bool:

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from landscape_lib.evaluation import batchnorm, precision
 from landscape_lib.evaluation.batches import Batch, channels_last_pays, move, reads_channels_last
-from landscape_lib.evaluation.nested import cloned
+from landscape_lib.evaluation.nested import cloned, rebuilt
 from landscape_lib.evaluation.shortcuts import fusing
 from landscape_lib.evaluation.shortcuts.folding import can_fold
-from landscape_lib.evaluation.shortcuts.prepared import Prepared, Shortcuts
+from landscape_lib.evaluation.shortcuts.prepared import Prepared, Shortcuts, cast
 from landscape_lib.evaluation.trials import habits, output_of, private_copy
 from landscape_lib.evaluation.workload import workload
 from landscape_lib.runtime import restart_random_numbers
@@ -76,7 +76,7 @@ class Movable:
         # With autocast in float32: it leaves float64 as it is.
         self._autocast = dtype if precision.autocasts(self.device, dtype) else None
         fold = allowed and can_fold(module, own)
-        module.to(dtype=torch.float32 if self._autocast else dtype)
+        cast(module, torch.float32 if self._autocast else dtype)
         self.dtype = torch.float32 if self._autocast else dtype or first.dtype
         self.statistics = {
             name: t.to(self.device, torch.promote_types(t.dtype, torch.float32))
@@ -170,8 +170,8 @@ class Movable:
 
     def run(self, forward: Callable[..., T], *args: Any) -> T:
         """Call what runs the model; building weights and measuring stay outside."""
-        if self._overwrites:
-            args = (*args[:-1], cloned(args[-1]))
+        # Containers are new at each pass: a model may replace what is in them.
+        args = (*args[:-1], cloned(args[-1]) if self._overwrites else rebuilt(args[-1]))
         if self._autocast is None:
             return forward(*args)
         with precision.autocast(self.device, self._autocast):

@@ -51,6 +51,11 @@ def cloned(value: Any) -> Any:
     return map_tensors(lambda t: t.clone(), value)
 
 
+def rebuilt(value: Any) -> Any:
+    """Return the same tensors in containers of their own."""
+    return map_tensors(lambda t: t, value)
+
+
 def concatenated(parts: list[Any]) -> Any:
     """Join nested tensors of the same structure along their first dimension."""
     rows = zip(*(tensors_in(part) for part in parts), strict=True)

@@ -68,7 +68,7 @@ def prepare(
     at = _points(model, slice, stages, calibration, asked)
     first, seen = _tried(at, stages, data)
     measures = Measures(asked.loss, asked.metrics, seen)
-    apart = at.keeps_samples_apart(first, seen.output) and measures.keep_apart(seen)
+    apart = measures.keep_apart(seen) and at.keeps_samples_apart(first, seen.output)
     free = apart and asked.batch_size is None and is_whole(data) and not asked.depends_on_batches
     method = _method(model, at, first, measures, stages[0], free, asked)
     at.choose(method)
@@ -139,6 +139,11 @@ def _method(
     free: bool,
     asked: Settings,
 ) -> str:
+    if asked.method == "vmap" and at.vmap_differs(first, measures):
+        raise ValueError(
+            "method: 'vmap' gives other numbers than 'loop' for this model, which keeps parameters "
+            "or state outside of its registered ones: expected 'loop' or 'auto', got 'vmap'"
+        )
     if asked.method != "auto":
         return str(asked.method)
     net, together = at.model, stage[0].size

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import random
 from collections.abc import Callable
+from types import CellType, FunctionType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -38,19 +39,43 @@ def private_copy(model: nn.Module) -> nn.Module:
 
     Weight norm and pruning keep tensors with a history as attributes, which torch does not copy.
     """
+    _refuse_closures(model)
     held = [v for m in model.modules() for v in vars(m).values() if isinstance(v, Tensor)]
     memo: dict[int, Any] = {id(v): v.detach().clone() for v in held if not v.is_leaf}
     return copy.deepcopy(model, memo)
 
 
+def _refuse_closures(model: nn.Module) -> None:
+    """Raise a ``ValueError`` if a function of the model refers to it: a copy's would, too."""
+    own = {id(m) for m in model.modules()} | {id(p) for p in model.parameters()}
+    for name, module in model.named_modules():
+        hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
+        for function in (*vars(module).values(), *hooks):
+            cells = getattr(function, "__closure__", None) or ()
+            if isinstance(function, FunctionType) and any(_holds(cell, own) for cell in cells):
+                raise ValueError(
+                    f"model: the function {function.__qualname__!r} of {name or 'the model'} "
+                    f"refers to the model by a closure, so a copy would use the original's "
+                    f"weights: expected a method, or a registered module"
+                )
+
+
+def _holds(cell: CellType, own: set[int]) -> bool:
+    try:
+        return id(cell.cell_contents) in own
+    except ValueError:  # it is empty
+        return False
+
+
 def habits(forward: Callable[[nn.Module, Any], Any], model: nn.Module, x: Any) -> Habits:
     """Learn a model's habits from one pass of a copy over a few samples, which stay as they are."""
     x, tried = cloned(x), private_copy(model)
-    given = tensors_in(x)
+    given, unchanged = tensors_in(x), cloned(tensors_in(x))
     versions, before = [t._version for t in given], _random_states(given)
     with torch.no_grad():
         forward(tried, x)
     overwrites = versions != [t._version for t in given]
+    overwrites |= not _same(given, unchanged, set())  # through .data, or numpy
     draws = not _same(before, _random_states(given), set())
     pairs = zip(model.modules(), tried.modules(), strict=True)
     remembers = not all(_same(_state(one), _state(other), set()) for one, other in pairs)
@@ -69,8 +94,11 @@ def _same(one: Any, other: Any, seen: set[tuple[int, int]]) -> bool:
         return False
     seen.add((id(one), id(other)))
     if isinstance(one, Tensor):
-        same = one.shape == other.shape and one.dtype == other.dtype
-        return same and (one.is_meta or torch.equal(one.nan_to_num(), other.nan_to_num()))
+        if one.shape != other.shape or one.dtype != other.dtype or one.layout != other.layout:
+            return False
+        if one.layout != torch.strided:
+            one, other = one.to_dense(), other.to_dense()
+        return one.is_meta or torch.equal(one.nan_to_num(), other.nan_to_num())
     if isinstance(one, np.ndarray):
         return one.shape == other.shape and bool(np.array_equal(one, other))
     if isinstance(one, dict):

@@ -27,6 +27,21 @@ class Shortcuts(NamedTuple):
     fuse: bool = False
 
 
+def cast(module: nn.Module, dtype: torch.dtype | None) -> nn.Module:
+    """Cast floating-point parameters and buffers, in place; complex ones keep both of their parts.
+
+    ``module.to`` would drop the imaginary ones.
+    """
+    twin = {torch.float32: torch.complex64, torch.float64: torch.complex128}
+
+    def to(t: Tensor) -> Tensor:
+        if dtype is None or not (t.is_floating_point() or t.is_complex()):
+            return t
+        return t.to(twin.get(dtype, t.dtype)) if t.is_complex() else t.to(dtype)
+
+    return module._apply(to)
+
+
 class Prepared:
     """A model with less to do. It shares all parameters with the model but those of folded layers.
 
@@ -43,7 +58,7 @@ class Prepared:
 
     def __init__(self, model: nn.Module, dtype: torch.dtype, shortcuts: Shortcuts) -> None:
         self._folded = Folded(model) if shortcuts.fold else None
-        self.module = self._folded.module.to(dtype) if self._folded else model
+        self.module = cast(self._folded.module, dtype) if self._folded else model
         if shortcuts.cut and (found := first_layer.cut(self.module)):
             self.module = found.rest
         if shortcuts.fuse and (joined := fusing.fused(self.module)):
