@@ -183,19 +183,13 @@ class Measures:
         """
         values, mean = self._values_and_mean(seen)
         known = bool(values.isfinite().all()) and bool(mean.isfinite())
-        probes = [_elsewhere(seen, seed) for seed in (0, 1)]
-        if not all(map(self._takes, probes)):
-            probes = [seen]
-        even = not known or _close(values.mean(), mean)
-        for probe in probes:
-            some, average = self._values_and_mean(probe)
-            even &= _close(some.mean(), average)
-        if even:
+        first = self._found_at(_elsewhere(seen, 0), values.shape) or (seen, values, mean)
+        if (not known or _close(values.mean(), mean)) and _close(first[1].mean(), first[2]):
             return torch.full_like(values[:, 0], values.shape[1]), True
-        weights, *others = [self._alone(probe) for probe in probes]
-        agree = all(_close(other, weights) for other in others)
+        second = self._found_at(_elsewhere(seen, 1), values.shape) or first
+        weights, again = (self._alone(probe, some) for probe, some, _ in (first, second))
         fits = not known or _close(values.sum() / weights.sum(), mean)
-        if weights.isfinite().all() and agree and fits:
+        if weights.isfinite().all() and _close(again, weights) and fits:
             return weights, False
         raise UnevenLoss
 
@@ -203,16 +197,16 @@ class Measures:
         values = float64(self._loss.function(seen.output, seen.target)).reshape(seen.size, -1)
         return values, float64(self._mean(seen.output, seen.target)).mean()
 
-    def _takes(self, seen: Seen) -> bool:
-        """Say whether the loss is finite for these outputs, except where no target counts."""
+    def _found_at(self, probe: Seen, shape: torch.Size) -> tuple[Seen, Tensor, Tensor] | None:
+        """Return outputs with their values and mean; ``None`` where the loss does not take them."""
         try:
-            return bool(self._values_and_mean(seen)[0].isfinite().all())
+            values, mean = self._values_and_mean(probe)
         except Exception:
-            return False
+            return None
+        return (probe, values, mean) if values.shape == shape and values.isfinite().all() else None
 
-    def _alone(self, seen: Seen) -> Tensor:
+    def _alone(self, seen: Seen, values: Tensor) -> Tensor:
         """Return what the values of each sample are divided by when it is alone, shape (size,)."""
-        values, _ = self._values_and_mean(seen)
         rows = []
         for k in range(seen.size):
             one = _samples(seen, slice(k, k + 1))
