@@ -64,21 +64,7 @@ def is_whole(data: Any) -> bool:
 def read_batches(
     data: Any, samples: int | None, batch_size: int, seed: int
 ) -> tuple[list[Batch], int]:
-    """Read ``data`` once.
-
-    Args:
-        data: anything with ``x`` and ``y``, or an iterable of ``(x, y)`` batches.
-        samples: size of a random subset, or ``None`` for all; needs ``x`` and ``y``.
-        batch_size: samples per batch where data come whole.
-        seed: of the subset.
-
-    Returns:
-        The batches, and the number of samples in all of ``data``.
-
-    Raises:
-        TypeError: ``data`` is neither, or holds no tensors.
-        ValueError: no samples, unequal lengths, or ``samples`` out of range.
-    """
+    """Return the batches of the data, or of a random subset, and the number of all samples."""
     if is_whole(data):
         total = _common_length(data.x, data.y)
         return _split(data.x, data.y, total, samples, batch_size, seed), total
@@ -107,22 +93,7 @@ def read_batches(
 def read_stages(
     data: Any, samples: int | None, tolerance: float | None, batch_size: int, seed: int
 ) -> tuple[list[list[Batch]], int]:
-    """Read ``data`` as stages, of which later ones are only needed for more certainty.
-
-    Args:
-        data: as for :func:`read_batches`.
-        samples: largest number of samples to use; all if ``None``.
-        tolerance: without one there is a single stage; with one the first stage is a random subset
-            of 256, and each later one doubles what came before.
-        batch_size: samples per batch.
-        seed: of the order in which samples are taken.
-
-    Returns:
-        Lists of batches, and the number of samples in all of ``data``.
-
-    Raises:
-        ValueError: as :func:`read_batches`, or a tolerance with an iterable of batches.
-    """
+    """Return one stage, or with a tolerance 256 random samples and then twice as many."""
     if tolerance is None:
         batches, total = read_batches(data, samples, batch_size, seed)
         return [batches], total
@@ -154,12 +125,7 @@ def check_count(name: str, value: Any, most: int | None = None) -> None:
 def move(
     batch: Batch, device: torch.device, dtype: torch.dtype | None, channels_last: bool = False
 ) -> Batch:
-    """Return the batch on ``device``, its floating-point inputs as ``dtype`` if one is given.
-
-    Targets keep their digits: they are widened where the outputs, which are measured in float32 at
-    least, have more. With ``channels_last`` images are laid out that way: the same numbers, and
-    convolutions two to three times as fast on a CPU.
-    """
+    """Return the batch on a device, its inputs in ``dtype``, targets as wide as what measures."""
 
     def move_input(tensor: Tensor) -> Tensor:
         tensor = tensor.to(device, dtype if tensor.is_floating_point() else None)
@@ -250,27 +216,12 @@ def own(group: Group) -> Group:
 
 
 def channels_last_pays(device: torch.device, dtype: torch.dtype, method: str = "loop") -> bool:
-    """Say whether convolutions are faster on images that are stored channels-last.
-
-    On a CPU they are, two to three times. The float32 convolutions of a GPU are slower, up to
-    three times on an H100, and under ``vmap`` not all operations of a GPU take that layout.
-
-    Args:
-        device: where they run.
-        dtype: in which they multiply.
-        method: ``"loop"`` or ``"vmap"``.
-    """
+    """Say whether convolutions are faster on images stored channels-last: measured."""
     return device.type == "cpu" or (dtype.itemsize == 2 and method == "loop")
 
 
 def reads_channels_last(model: nn.Module, x: Any, expected: Any = None) -> bool:
-    """Say whether a model runs on channels-last images: one that takes views may not.
-
-    Args:
-        model: in the mode in which to try it, best in eval mode.
-        x: inputs on the model's device, of which two samples are tried.
-        expected: what it gives for these two in the default layout, to compare with.
-    """
+    """Say whether a model gives the same on channels-last images: one that takes views may not."""
     tensors = tensors_in(x)
     if not any(tensor.dim() == 4 for tensor in tensors):
         return False

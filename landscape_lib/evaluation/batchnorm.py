@@ -59,16 +59,7 @@ def statistics_of(model: nn.Module) -> Weights:
 
 
 def statistics_along(basis: Sequence[Weights], coefficients: Tensor) -> Weights:
-    """Return the interpolated statistics at some points, variances kept above 0.
-
-    Args:
-        basis: statistics for each of the m vectors of the slice's basis, as from
-            :func:`statistics_of`.
-        coefficients: shape (k, m), of the points in that basis.
-
-    Returns:
-        One tensor of shape (k, ...) per statistic.
-    """
+    """Return the statistics at points of coefficients (k, m), variances kept above 0."""
     mixed = {}
     for name in basis[0]:
         stacked = torch.stack([vector[name] for vector in basis])
@@ -105,14 +96,7 @@ def check_policy(model: nn.Module, policy: str) -> None:
 def check_statistics(
     model: nn.Module, statistics: Sequence[Weights] | None, policy: str, vectors: int
 ) -> Sequence[Weights]:
-    """Raise a clear error unless the statistics fit the policy, the model and the slice.
-
-    Args:
-        model: whose batch-norm layers say what is expected.
-        statistics: what the caller gave.
-        policy: one of ``POLICIES``.
-        vectors: number of vectors in the basis of the slice.
-    """
+    """Raise a clear error unless the statistics fit the policy, the model and the slice."""
     if policy != "interpolated":
         if statistics is not None:
             raise ValueError(f"statistics: only for batchnorm='interpolated', got with {policy!r}")
@@ -154,14 +138,7 @@ def use_batch_statistics(model: nn.Module) -> None:
 
 @torch.no_grad()
 def reestimate(model: nn.Module, inputs: Iterable[Any]) -> None:
-    """Measure the running statistics of a model anew, in place, as averages over all batches.
-
-    Only batch-norm layers run in training mode meanwhile; dropout keeps the mode that it has.
-
-    Args:
-        model: whose batch-norm layers are changed.
-        inputs: batches of inputs.
-    """
+    """Measure running statistics anew, in place; dropout keeps its mode."""
     found = layers(model)
     before = [(layer, layer.training, layer.momentum) for layer in found.values()]
     for layer in found.values():

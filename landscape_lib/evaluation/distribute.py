@@ -59,16 +59,7 @@ def run_chunks(
 
     Each worker uses one thread: with as many workers as cores that is the fastest, and a point's
     numbers do not depend on how many workers there are. Workers that are threads of one process
-    take turns.
-
-    Args:
-        executor: any executor; workers must be able to import this library.
-        task: it is pickled, by cloudpickle where that is installed.
-        chunks: arrays of indices.
-
-    Raises:
-        TypeError: the task cannot be sent to another process.
-        BrokenExecutor: a worker died and the executor cannot replace it (a process pool cannot).
+    take turns. A worker that dies is a ``BrokenExecutor``, which a process pool cannot replace.
     """
     with _shipped(executor, task) as (key, parcel):
         waiting: set[Future[Values]] = set()

@@ -33,14 +33,7 @@ _HEAD = struct.Struct("<III")
 
 
 class Journal:
-    """Records of finished points, each written in one go.
-
-    Args:
-        path: the file; the first record creates it.
-        fingerprint: what the surface is computed from, part by part.
-        points: of the surface.
-        variables: names of the columns.
-    """
+    """Records of finished points, each written in one go; the first creates the file."""
 
     def __init__(
         self, path: Path, fingerprint: Fingerprint, points: int, variables: tuple[str, ...]
@@ -59,11 +52,7 @@ class Journal:
         self._end = 0  # of the last whole record: what is torn is written over
 
     def read(self) -> list[Record]:
-        """Return the whole records, oldest first; none if there is no file. Nothing is written.
-
-        Raises:
-            ValueError: it is not the journal of this computation, or it is damaged.
-        """
+        """Return whole records, oldest first; a ``ValueError`` says damage or another owner."""
         if not self.path.exists():
             return []
         content = self.path.read_bytes()
@@ -89,12 +78,7 @@ class Journal:
         return records
 
     def append(self, indices: NDArray[np.int64], values: NDArray[np.float64]) -> None:
-        """Write a record and hand it to the operating system.
-
-        Args:
-            indices: shape (k,).
-            values: shape (k, number of variables).
-        """
+        """Hand a record, indices (k,) and values (k, variables), to the operating system."""
         body = indices.astype("<i8").tobytes() + values.astype("<f8").tobytes()
         count = len(indices).to_bytes(4, "little")
         record = _HEAD.pack(len(indices), crc32(count), crc32(body)) + body

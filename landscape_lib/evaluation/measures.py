@@ -60,14 +60,7 @@ def accuracy(output: Tensor, target: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class _One:
-    """One measure.
-
-    Attributes:
-        function: what is called with outputs and targets.
-        per_sample: whether it gives values of samples, and not only means of batches.
-        weighed: whether samples have weights of their own, which are then given from outside.
-        left_out: the target that does not count, for an accuracy.
-    """
+    """One measure: of samples or batches, weighed from outside or not, a target left out."""
 
     function: Measure
     per_sample: bool
@@ -110,6 +103,7 @@ class Measures:
     """
 
     def __init__(self, loss: Measure, metrics: Mapping[str, Measure] | None, seen: Seen) -> None:
+        loss = _as_wide(loss, seen.output)
         self._loss, self._mean = _choose_loss(loss, seen), loss
         self._ones: dict[str, _One] = {"loss": self._loss}
         if metrics is None:
@@ -142,19 +136,11 @@ class Measures:
         return all(one.per_sample for one in self._ones.values())
 
     def is_even(self, targets: Any) -> bool:
-        """Say whether all samples are known, without trying, to weigh the same in the loss.
-
-        Args:
-            targets: of all batches, nested in any way.
-        """
+        """Say whether all samples are known, without trying, to weigh the same in the loss."""
         return not self._loss.per_sample or _weighs_evenly(self._mean, targets)
 
     def keep_apart(self, seen: Seen) -> bool:
-        """Measure a batch in two parts, and take those that see the batch for means of batches.
-
-        Returns:
-            Whether any output may be cut and joined: every measure gives the same either way.
-        """
+        """Take those that see the batch for means of batches; say if outputs may be joined."""
         if seen.size < 2:
             return False
         for name, one in self._ones.items():
@@ -380,6 +366,17 @@ def _choose_loss(loss: Measure, seen: Seen) -> _One:
     values = each(seen.output, seen.target)
     fits = values.dim() > 0 and values.shape[0] == seen.size
     return _One(each, True) if fits else _One(loss, False)
+
+
+def _as_wide(loss: Any, output: Any) -> Any:
+    """Return a loss of torch's kinds with its own tensors, class weights, in the outputs' dtype."""
+    wide = next((t.dtype for t in tensors_in(output) if t.is_floating_point()), None)
+    to = lambda t: t.to(wide) if t.is_floating_point() else t  # noqa: E731
+    if isinstance(loss, partial):
+        return partial(loss.func, *loss.args, **map_tensors(to, loss.keywords))
+    if isinstance(loss, nn.Module) and any(to(t) is not t for t in loss.buffers()):
+        return copy.deepcopy(loss).to(wide)
+    return loss
 
 
 def unreduced(loss: Any) -> Measure | None:

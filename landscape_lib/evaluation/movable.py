@@ -11,9 +11,7 @@ from torch import Tensor, nn
 from landscape_lib.evaluation import batchnorm, precision
 from landscape_lib.evaluation.batches import Batch, channels_last_pays, move, reads_channels_last
 from landscape_lib.evaluation.nested import cloned, rebuilt
-from landscape_lib.evaluation.shortcuts import fusing
-from landscape_lib.evaluation.shortcuts.folding import can_fold
-from landscape_lib.evaluation.shortcuts.prepared import Prepared, Shortcuts, cast
+from landscape_lib.evaluation.shortcuts import first_layer, fusing
 from landscape_lib.evaluation.trials import habits, output_of, private_copy
 from landscape_lib.evaluation.workload import workload
 from landscape_lib.runtime import restart_random_numbers
@@ -37,16 +35,6 @@ class Movable:
         seed: of random numbers that the model draws: the same at all weights.
         policy: of batch norm, one of ``batchnorm.POLICIES``.
         allowed: whether shortcuts may be taken.
-
-    Attributes:
-        module: the copy.
-        device: of the model.
-        dtype: of its inputs.
-        habits: what it does beside computing.
-        shortcuts: what :attr:`prepared` makes use of.
-        channels_last: whether images and filters are stored that way.
-        statistics: the model's own running statistics, in full precision.
-        work: of one sample.
     """
 
     def __init__(
@@ -59,30 +47,32 @@ class Movable:
         policy: str,
         allowed: bool = True,
     ) -> None:
-        self._seed, self._allowed = seed, allowed
-        self._ready: Prepared | None = None
+        self._seed = seed
+        self.cut = self._fuse = False  # see first_layer, fusing
+        self._ready: nn.Module | None = None
         module = private_copy(model).train(training)
         for parameter in module.parameters():
             parameter.requires_grad_(False)
         batchnorm.follow_running_statistics(module)
         if policy == "batch":
             batchnorm.use_batch_statistics(module)
-        first = next((p for p in module.parameters() if p.is_floating_point()), None)
-        if first is None:
+        floating = [p for p in module.parameters() if p.is_floating_point()]
+        if not floating:
             raise ValueError("model: expected parameters of floating-point numbers, got none")
-        self.device = first.device
+        self.device = floating[0].device
         example = cloned(example)
-        own = move(Batch(example, None, 1), self.device, first.dtype).x
         # With autocast in float32: it leaves float64 as it is.
         self._autocast = dtype if precision.autocasts(self.device, dtype) else None
-        fold = allowed and can_fold(module, own)
-        cast(module, torch.float32 if self._autocast else dtype)
-        self.dtype = torch.float32 if self._autocast else dtype or first.dtype
+        _cast(module, torch.float32 if self._autocast else dtype)
+        self.dtype = torch.float32 if self._autocast else dtype or floating[0].dtype
+        # With parameters of several dtypes nobody knows which the inputs are to have.
+        mixed = dtype is None and len({p.dtype for p in floating}) > 1
+        self._reads, self._allowed = None if mixed else self.dtype, allowed and not mixed
         self.statistics = {
             name: t.to(self.device, torch.promote_types(t.dtype, torch.float32))
             for name, t in batchnorm.statistics_of(model).items()
         }
-        self._example = move(Batch(example, None, 1), self.device, self.dtype).x
+        self._example = move(Batch(example, None, 1), self.device, self._reads).x
         self._overwrites = False
         self.habits = habits(self.run, module, self._example)
         self._overwrites = self.habits.overwrites
@@ -90,7 +80,6 @@ class Movable:
         self.work = self.run(workload, private_copy(module), self._example)
         self.channels_last = False
         self._pristine = module if self.habits.remembers else None
-        self.shortcuts = Shortcuts(fold=fold and not self.habits.remembers)
         self._take(private_copy(module) if self.habits.remembers else module)
         if self.device.type == "cpu":  # whatever the method
             self._choose_layout()
@@ -120,17 +109,19 @@ class Movable:
         if self.device.type != "cpu" and channels_last_pays(self.device, self.computed, method):
             self._choose_layout()
         # Under vmap these kernels have no rule; products of 64 bits they do not have.
-        able = self._allowed and fusing.available(self.device) and not self.habits.remembers
+        able = self.may_cut and fusing.available(self.device)
         if able and method == "loop" and self.computed.itemsize <= 4:
-            ready = self.prepared
-            ready.load(dict(self._moving) | self.statistics)
-            self.take(fuse=self.run(fusing.can_fuse, ready.module, self._example))
-
-    def take(self, **shortcuts: bool) -> None:
-        """Change some of the shortcuts."""
-        before, self.shortcuts = self.shortcuts, self.shortcuts._replace(**shortcuts)
-        if self.shortcuts != before:
+            self._fuse = self.run(fusing.can_fuse, self.ready, self._example)
             self._ready = None
+
+    @property
+    def may_cut(self) -> bool:
+        """Whether :meth:`leave_out_first_layer` is allowed."""
+        return self._allowed and not self.habits.remembers
+
+    def leave_out_first_layer(self) -> None:
+        """Read what the first layer gives in place of the inputs, from now on."""
+        self.cut, self._ready = True, None
 
     def _choose_layout(self) -> None:
         """Store everything channels-last if the model runs on that."""
@@ -149,16 +140,20 @@ class Movable:
             self._ready = None
 
     def _take(self, module: nn.Module) -> None:
-        self.module, self._ready = module, None
+        self.module = module
+        self._ready = None
         named = module.named_parameters()
         self._moving = {name: p for name, p in named if p.is_floating_point()}
 
     @property
-    def prepared(self) -> Prepared:
-        """What to call in place of the model."""
+    def ready(self) -> nn.Module:
+        """What to call in place of the model: the same parameters, with less to do."""
         # Made anew in every process: a traced model does not travel well.
         if self._ready is None:
-            self._ready = Prepared(self.module, self.dtype, self.shortcuts)
+            found = first_layer.cut(self.module) if self.cut else None
+            ready = found.rest if found else self.module
+            self._ready = fusing.fused(ready) if self._fuse else None
+            self._ready = self._ready or ready
         return self._ready
 
     def __getstate__(self) -> dict[str, Any]:
@@ -178,10 +173,7 @@ class Movable:
             return forward(*args)
 
     def stored(self, vector: Weights) -> list[Tensor]:
-        """Return a weight vector as the tensors that :meth:`move_to` combines.
-
-        They have float32 at least: a step along a direction can be smaller than bfloat16 resolves.
-        """
+        """Return a vector for :meth:`move_to`; steps can be smaller than bfloat16 resolves."""
         found = []
         for name, parameter in self._moving.items():
             precise = torch.promote_types(parameter.dtype, torch.float32)
@@ -192,7 +184,7 @@ class Movable:
 
     def lay_out(self, batches: list[Batch]) -> list[Batch]:
         """Return batches on the device, images channels-last if the model runs on that."""
-        return [move(b, self.device, self.dtype, self.channels_last) for b in batches]
+        return [move(b, self.device, self._reads, self.channels_last) for b in batches]
 
     def start(self) -> None:
         """Begin as if nothing had run before: with the same random numbers, and no memories."""
@@ -207,14 +199,7 @@ class Movable:
         statistics: Weights | None = None,
         calibration: list[Batch] | None = None,
     ) -> None:
-        """Move to a combination of weight vectors, as if nothing had run before.
-
-        Args:
-            vectors: from :meth:`stored`.
-            coefficients: one for each; a vector whose coefficient is 0 has no part in it.
-            statistics: of batch norm; the model's own if ``None``.
-            calibration: batches on which statistics are measured in place of those.
-        """
+        """Move to a combination of vectors from :meth:`stored`, as if nothing had run before."""
         self.start()
         tensors = _combined(vectors, coefficients)
         torch._foreach_copy_([p.data for p in self._moving.values()], tensors)
@@ -223,9 +208,6 @@ class Movable:
             statistics = batchnorm.statistics_of(self.module)
         elif statistics is not None:
             batchnorm.load_statistics(self.module, statistics)
-        if self.prepared.folds:
-            named = dict(zip(self._moving, tensors, strict=True))
-            self.prepared.load(named | (statistics or self.statistics))
 
 
 def _combined(vectors: Sequence[list[Tensor]], coefficients: Sequence[float]) -> list[Tensor]:
@@ -237,3 +219,15 @@ def _combined(vectors: Sequence[list[Tensor]], coefficients: Sequence[float]) ->
     for vector, factor in others:
         torch._foreach_add_(total, vector, alpha=factor)
     return list(total)
+
+
+def _cast(module: nn.Module, dtype: torch.dtype | None) -> None:
+    """Cast parameters and buffers, in place; ``module.to`` drops the imaginary parts."""
+    twin = {torch.float32: torch.complex64, torch.float64: torch.complex128}
+
+    def to(t: Tensor) -> Tensor:
+        if dtype is None or not (t.is_floating_point() or t.is_complex()):
+            return t
+        return t.to(twin.get(dtype, t.dtype) if t.is_complex() else dtype)
+
+    module._apply(to)

@@ -28,24 +28,7 @@ Indices = NDArray[np.int64]
 
 
 class Points:
-    """The points of a slice as models.
-
-    Args:
-        model: as ``example``, ``dtype``, ``training``, ``seed``, ``policy`` and ``shortcuts``, see
-            :class:`Movable`.
-        slice: the points.
-        example: inputs of a few samples.
-        dtype: compute dtype.
-        training: run in training mode.
-        seed: of random numbers that the model draws: the same at every point.
-        policy: of batch norm, one of ``batchnorm.POLICIES``.
-        statistics: for ``"interpolated"``: running statistics for each vector of the slice's basis.
-        calibration: for ``"reestimated"``: the batches on which statistics are measured.
-        shortcuts: whether any may be taken.
-
-    Attributes:
-        model: the copy of the model that is moved.
-    """
+    """The points of a slice as models; arguments as of :class:`Movable` and of ``evaluate``."""
 
     def __init__(
         self,
@@ -66,7 +49,7 @@ class Points:
         # All at once: a copy to an accelerator waits for all that it has to do.
         precise = torch.promote_types(self.model.dtype, torch.float32)
         self._there = torch.from_numpy(self._places).to(self.model.device, precise)
-        self._policy, self._allowed = policy, shortcuts
+        self._policy = policy
         self._statistics = [
             {n: t.to(self.model.statistics[n]) for n, t in vector.items()} for vector in statistics
         ]
@@ -88,10 +71,7 @@ class Points:
             return _readable(self.model.run(self.model.module, x))
 
     def keeps_samples_apart(self, batch: Batch, output: Any) -> bool:
-        """Say whether an output is a tensor with one entry per sample, first of all dimensions.
-
-        Fewer samples must give fewer entries, and leave the other dimensions as they are.
-        """
+        """Say whether fewer samples give as many fewer entries of the output."""
         few = split(batch, min(2, max(1, batch.size // 2)))[0]
         try:
             less = self.output_of_model(few.x)
@@ -111,10 +91,7 @@ class Points:
         return torch.stack([self._by_loop(i, groups, measures) for i in indices.tolist()])
 
     def can_vmap(self, batch: Batch, measures: Measures) -> bool:
-        """Say whether one point can be measured by ``vmap``: not every operation has a rule.
-
-        Points that are computed together share what a model remembers, so it must not.
-        """
+        """Say whether one point can be measured by ``vmap``: not every operation has a rule."""
         if self.model.habits.remembers:
             return False
         try:
@@ -161,13 +138,13 @@ class Points:
     @torch.no_grad()
     def shorten(self, stages: list[list[Group]]) -> list[list[Group]]:
         """Return the groups with the first layer's outputs as inputs, if that saves work."""
-        if not self._allowed or self.model.habits.remembers:
+        if not self.model.may_cut:
             return stages
         passes = [x for stage in stages for group in stage for x in group.passes]
         basis = [dict(zip(self.model.names, vector, strict=True)) for vector in self._basis]
-        module, points = self.model.prepared.module, len(self.slice)
-        found = first_layer.outputs(module, passes, basis, points)
-        self.model.take(cut=found is not None)
+        found = first_layer.outputs(self.model.ready, passes, basis, len(self.slice))
+        if found is not None:
+            self.model.leave_out_first_layer()
         left = iter(found or passes)
         return [
             [replace(g, passes=tuple(islice(left, len(g.passes)))) for g in stage]
@@ -211,12 +188,11 @@ class Points:
         return first_layer.combine(coefficients, x).to(self.model.dtype)
 
     def _output(self, passes: Iterable[Any]) -> Any:
-        ready = self.model.prepared
-        return _joined([self.model.run(ready.module, x) for x in passes])
+        return _joined([self.model.run(self.model.ready, x) for x in passes])
 
     def _by_loop(self, index: int, groups: list[Group], measures: Measures) -> Tensor:
         self._go_to(index)
-        cut = self.model.shortcuts.cut
+        cut = self.model.cut
         coefficients = self._coefficients(np.array([index]))[0] if cut else None
         parts = []
         for g in groups:
@@ -229,23 +205,22 @@ class Points:
         if self._policy == "interpolated":
             statistics = self._statistics_at(indices)
         self.model.start()
-        ready, cut = self.model.prepared, self.model.shortcuts.cut
-        names = self.model.names
+        ready, cut, names = self.model.ready, self.model.cut, self.model.names
         dtypes = {n: t.dtype for n, t in self.model.module.named_parameters()}
         basis = [torch.stack(tensors) for tensors in zip(*self._basis, strict=True)]
+        # All names of what is shared: a model and its graph may each list another one first.
+        held = {n for n, _ in ready.named_parameters(remove_duplicate=False)}
+        held |= {n for n, _ in ready.named_buffers(remove_duplicate=False)}
 
         def at_point(coefficients: Tensor, statistics: Weights, group: Group) -> Tensor:
             along = [torch.tensordot(coefficients.to(t), t, dims=1) for t in basis]
             found = dict(zip(names, along, strict=True)) | (statistics or self.model.statistics)
-            found |= ready.folded(found)
             weights = {
-                n: t.to(dtypes.get(n, self.model.dtype))
-                for n, t in found.items()
-                if n in ready.names
+                n: t.to(dtypes.get(n, self.model.dtype)) for n, t in found.items() if n in held
             }
             inputs = (self._input(x, coefficients if cut else None) for x in group.passes)
-            run, module = self.model.run, ready.module
-            outputs = [run(functional_call, module, weights, (x,)) for x in inputs]
+            run = self.model.run
+            outputs = [run(functional_call, ready, weights, (x,)) for x in inputs]
             return measures.sums(
                 _joined(outputs), group.y, group.size, group.weights, group.reference
             )

@@ -51,10 +51,7 @@ def check_dtype(dtype: Any) -> None:
 
 
 def float32_products(device: torch.device) -> str:
-    """Say in which format torch may multiply float32 numbers on a device, in words.
-
-    The settings are those of ``torch.backends.cudnn.conv.fp32_precision`` and so on.
-    """
+    """Say in which format torch may multiply float32 numbers on a device, in words."""
     formats = _formats(device)
     return ", ".join(f"{n} {e}" for n, e in zip(("conv", "matmul"), formats, strict=False))
 
@@ -97,22 +94,14 @@ def _set_products(settings: Products) -> None:
 
 
 def autocasts(device: torch.device, dtype: torch.dtype | None) -> bool:
-    """Say whether a computation in ``dtype`` has weights in float32 and runs in :func:`autocast`.
-
-    On a CPU weights and inputs are cast once instead, and not anew in every pass.
-    """
+    """Say whether a computation keeps float32 weights and runs in :func:`autocast`."""
     known = device.type != "cpu" and torch.amp.is_autocast_available(device.type)
     return known and dtype in HALF
 
 
 @contextlib.contextmanager
 def autocast(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
-    """Multiply in ``dtype`` and normalise in float32 within a block, in this thread.
-
-    Args:
-        device: of all tensors.
-        dtype: one of ``HALF``.
-    """
+    """Multiply in ``dtype``, one of ``HALF``, and normalise in float32 within a block."""
     # Without a cache: weights change in place from point to point, and what they were cast to must
     # not be taken for them.
     with torch.autocast(device.type, dtype, cache_enabled=False), _NormalisesInFloat32():

@@ -46,20 +46,7 @@ Stages = list[list[Batch]]
 def prepare(
     model: nn.Module, slice: Slice, data: Any, asked: Settings
 ) -> tuple[Task, Fingerprint, dict[str, Any]]:
-    """Make the task of an evaluation.
-
-    Args:
-        model: as for ``evaluate``.
-        slice: as for ``evaluate``.
-        data: as for ``evaluate``.
-        asked: the other arguments, checked.
-
-    Returns:
-        The task; what it is computed from, part by part; and the attributes of its result.
-
-    Raises:
-        TypeError, ValueError: bad data, loss or metrics, or a model that does not run on the data.
-    """
+    """Return the task of an evaluation, its fingerprint and the attributes of its result."""
     size = asked.batch_size or DEFAULT_BATCH
     stages, total = read_stages(data, asked.samples, asked.tolerance, size, asked.seed)
     used = sum(batch.size for stage in stages for batch in stage)
@@ -123,7 +110,9 @@ def _points(
 
 def _tried(at: Points, stages: Stages, data: Any) -> tuple[Batch, Seen]:
     """Run the model on a few samples, or on the first batch if the caller made the batches."""
-    first = stages[0][0]
+    # Of one sample it cannot be told whether a measure sees samples or batches.
+    several = (batch for batch in stages[0] if batch.size > 1)
+    first = next(several, stages[0][0])
     if is_whole(data):
         first = split(first, TRIED)[0]
     first = at.model.lay_out([first])[0]

@@ -139,10 +139,7 @@ def _near(points: NDArray[np.bool_], spacing: int) -> NDArray[np.bool_]:
 def _interpolated(
     values: NDArray[np.float64], measured: NDArray[np.bool_], spacing: int
 ) -> NDArray[np.float64]:
-    """Interpolate from the grid of a spacing to all points.
-
-    Unmeasured points of that grid are themselves interpolated from the next coarser one.
-    """
+    """Interpolate from the grid of a spacing, its holes from the coarser one, to all points."""
     from scipy.interpolate import RegularGridInterpolator  # slow to import, and only needed here
 
     axes = [_axis(length, spacing) for length in values.shape]
@@ -180,12 +177,7 @@ def _check_around(
     error: float,
     coarsest: int,
 ) -> tuple[xr.Dataset, float]:
-    """Measure points that were not, and all around those that were mispredicted.
-
-    Returns:
-        The dataset and the largest error of prediction of the points drawn last; ``measured`` is
-        changed in place.
-    """
+    """Measure points drawn at random, and all around those that were mispredicted."""
     source = np.random.default_rng(0)
 
     def measure(wanted: NDArray[np.bool_]) -> None:

@@ -51,12 +51,7 @@ class Settings:
     shortcuts: bool
 
     def check(self, model: nn.Module, slice: Any) -> None:
-        """Raise an error that names the argument unless all settings are possible.
-
-        Args:
-            model: as for ``evaluate``.
-            slice: as for ``evaluate``.
-        """
+        """Raise an error that names the argument unless all settings are possible."""
         if not isinstance(slice, Slice):
             raise TypeError(f"slice: expected a Line, Plane or Slice, got {_kind(slice)}")
         weights, policy = weights_of(model), self.batchnorm

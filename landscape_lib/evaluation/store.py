@@ -30,10 +30,7 @@ SECONDS_BETWEEN_SAVES = 2.0
 
 
 class StoreMismatch(ValueError):
-    """The store at this path belongs to another computation, or is not a store at all.
-
-    So may the journal beside it.
-    """
+    """The store or its journal belongs to another computation, or is none at all."""
 
 
 class SurfaceStore:
@@ -102,14 +99,7 @@ class SurfaceStore:
         return np.flatnonzero(~self.done)
 
     def write(self, indices: NDArray[np.int64], values: NDArray[np.float64]) -> None:
-        """Take the values of some points; save the file if it was saved two seconds ago.
-
-        When this returns, the values outlive the process, saved or not.
-
-        Args:
-            indices: shape (k,).
-            values: shape (k, number of variables); NaN and inf are kept as they are.
-        """
+        """Keep values (k, variables) of some points: from now on they outlive the process."""
         self._journal.append(indices, values)
         self.values[indices] = values
         self.done[indices] = True

@@ -126,19 +126,9 @@ def choose_method(
 ) -> str:
     """Return ``"loop"`` or ``"vmap"`` by a rule that gives the same answer every time.
 
-    On an accelerator a pass of little work is bound by launches, so points are batched; for more
-    work a pass of many samples is faster, since the convolutions of many points are grouped. On a
-    CPU grouped convolutions are slower than plain ones, so that convolutional networks gain only
-    where a forward pass is so small that the interpreter's overhead dominates
-    (``benchmarks/methods.py`` measures where); matrix products of many points are one larger
-    product. Statistics that are measured at each point need the loop.
-
-    Args:
-        model: its layers and parameters are counted.
-        device: where it runs.
-        work: of one sample.
-        batch: samples per forward pass of a loop.
-        policy: of batch norm.
+    On an accelerator a pass of little work is bound by launches, so points are batched. A CPU gains
+    only where a pass is so small that the interpreter dominates, or where matrix products of many
+    points become one (``benchmarks/methods.py``). Statistics measured at each point need the loop.
     """
     if policy == "reestimated":
         return "loop"
@@ -160,21 +150,7 @@ def run_all(
     surface: Callable[[FloatArray], xr.Dataset],
     progress: bool,
 ) -> FloatArray:
-    """Run a task at all points, through the store and on the executor if there are any.
-
-    Args:
-        task: what to run.
-        wanted: indices of the points.
-        chunk_size: points per ``vmap`` call; chosen if ``None``.
-        store: path of the file to resume from.
-        executor: on whose workers to run.
-        fingerprint: of the computation that the store is for.
-        surface: makes a dataset of the values, for those who open the store.
-        progress: show a progress bar.
-
-    Returns:
-        Sums and samples, shape (K, names * SUMS + 1), NaN at points that are not wanted.
-    """
+    """Return sums and samples at the wanted points, NaN elsewhere; through store and executor."""
     total = len(task.points.slice)
     columns = [f"{name} {k}" for name in task.names for k in range(SUMS)] + ["samples"]
     values, pending, kept = np.full((total, len(columns)), np.nan), wanted, None

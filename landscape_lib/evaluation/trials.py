@@ -37,12 +37,19 @@ class Habits(NamedTuple):
 def private_copy(model: nn.Module) -> nn.Module:
     """Return a deep copy of a model, also right after training.
 
-    Weight norm and pruning keep tensors with a history as attributes, which torch does not copy.
+    Weight norm and pruning keep tensors with a history as attributes, and some models their
+    activations in a list or a dictionary: torch does not copy those.
     """
     _refuse_closures(model)
-    held = [v for m in model.modules() for v in vars(m).values() if isinstance(v, Tensor)]
-    memo: dict[int, Any] = {id(v): v.detach().clone() for v in held if not v.is_leaf}
-    return copy.deepcopy(model, memo)
+    held = [t for m in model.modules() for t in tensors_in(_state(m))]
+    memo: dict[int, Any] = {id(t): t.detach().clone() for t in held if not t.is_leaf}
+    try:
+        return copy.deepcopy(model, memo)
+    except Exception as error:
+        raise TypeError(
+            f"model: expected one that copy.deepcopy copies, since the caller's is not to be "
+            f"changed, got {type(model).__name__}: {error}"
+        ) from error
 
 
 def _refuse_closures(model: nn.Module) -> None:
@@ -131,12 +138,7 @@ def same_output(first: nn.Module, second: nn.Module, x: Any) -> bool:
 
 
 def output_of(model: nn.Module, x: Any) -> Any:
-    """Return a model's output with random numbers that are the same every time.
-
-    Args:
-        model: it may overwrite its inputs.
-        x: a few samples.
-    """
+    """Return a model's output, with the same random numbers every time."""
     with torch.no_grad(), isolated_random_state(0), precision.multiply_as(precision.EXACT):
         return model(cloned(x))
 

@@ -67,12 +67,7 @@ class _Counter(TorchDispatchMode):
 
 
 def workload(model: nn.Module, x: Any) -> Workload:
-    """Measure a model on at most two samples.
-
-    Args:
-        model: in the mode in which it is to run.
-        x: inputs on the model's device and in its dtype; the first two samples are used.
-    """
+    """Measure a model, in the mode in which it is to run, on at most two samples."""
     few = first_samples(x)
     size = samples_in(few)
     largest = [0.0]
@@ -123,18 +118,11 @@ def measured_together(work: Workload) -> int:
 def points_at_once(work: Workload, parameters: int, samples: int, device: torch.device) -> int:
     """Return how many points to evaluate in one ``vmap`` call, at least 1.
 
-    They have 32,768 samples in all on a CPU and 131,072 on an accelerator: more gains nothing. They
-    may take 256 MiB, or half of the free memory of an accelerator; there the last bits of a result
-    can depend on how many points are together.
-
-    Args:
-        work: of one sample.
-        parameters: of the model.
-        samples: per forward pass.
-        device: where it runs.
+    They may take 256 MiB, or half of the free memory of an accelerator; there the last bits of a
+    result can depend on how many points are together.
     """
     activations = 0.0 if math.isnan(work.activations) else work.activations
-    # A point's weights are there in full precision, folded, and in the dtype of the computation.
+    # A point's weights are there in full precision and in the dtype of the computation.
     bytes_per_point = 3 * 4 * parameters + samples * activations
     on_cpu = device.type == "cpu"
     memory = CPU_BYTES if on_cpu else 0.5 * free_memory(device)

@@ -61,7 +61,7 @@ without_executor = pytest.mark.parametrize(
     "combination", [c for c in TABLE if c.executor == "none"], ids="-".join
 )
 
-# One convolution whose batch norm can be folded into it, and one whose batch norm cannot.
+# Batch norm right behind a convolution, and behind ReLU.
 NET = Case(
     lambda: nn.Sequential(
         nn.Conv2d(2, 4, 3, padding=1),

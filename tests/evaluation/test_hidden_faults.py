@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -287,3 +288,53 @@ def test_weights_at_leaves_whole_numbers_as_they_are():
     direction = {"w": torch.ones(2), "n": torch.tensor([1, 1])}
     at = ll.Line(weights, direction, [0.0, 0.5]).weights_at(0.5)
     assert at["n"].tolist() == [3, 4] and at["w"].tolist() == [1.5, 1.5]
+
+
+@pytest.mark.parametrize("make", [nn.CrossEntropyLoss, partial])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_class_weights_of_another_dtype_than_the_outputs(make, dtype):
+    loss = make(weight=WEIGHTS) if make is not partial else partial(F.cross_entropy, weight=WEIGHTS)
+    model, x, y = nn.Linear(6, 3), drawn(300, 6), classes()
+    along = line(model)
+    got = ll.evaluate(model, along, SimpleNamespace(x=x, y=y), loss=loss, dtype=dtype)
+    rtol = 1e-5 if dtype == torch.float64 else 3e-2
+    np.testing.assert_allclose(got.loss, by_hand(model, along, x, y, loss), rtol=rtol)
+
+
+class Keeps(nn.Module):
+    """Keeps its activations in a list, and has a first parameter of another dtype."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones((), dtype=torch.float64))
+        self.n, self.seen = nn.Linear(6, 3), []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen = [self.n(x)]
+        return self.seen[0] * self.scale.float()
+
+
+def test_kept_activations_and_parameters_of_two_dtypes():
+    model, x, y = Keeps(), drawn(300, 6), classes()
+    model(x)
+    along = line(model)
+    got = ll.evaluate(model, along, SimpleNamespace(x=x, y=y))
+    np.testing.assert_allclose(got.loss, by_hand(model, along, x, y, F.cross_entropy), rtol=1e-5)
+
+
+def test_a_model_that_cannot_be_copied_is_named():
+    model = nn.Linear(6, 3)
+    along = line(model)
+    model.lock = threading.Lock()
+    with pytest.raises(TypeError, match="model: expected one that copy.deepcopy copies"):
+        ll.evaluate(model, along, SimpleNamespace(x=drawn(30, 6), y=classes(30)))
+
+
+def test_coupling_is_seen_behind_a_first_batch_of_one_sample():
+    def coupled(output: Tensor, target: Tensor, reduction: str = "mean") -> Tensor:
+        return F.cross_entropy(output, target, reduction=reduction) * output.mean()
+
+    model, x, y = nn.Linear(6, 3), drawn(40, 6), classes(40)
+    batches = [(x[:1], y[:1]), (x[1:20], y[1:20]), (x[20:], y[20:])]
+    got = ll.evaluate(model, line(model), batches, loss=coupled, metrics={}, population=np.inf)
+    assert got.loss_se.isnull().all()

@@ -92,19 +92,10 @@ def cut(model: nn.Module) -> Cut | None:
 def outputs(
     model: nn.Module, inputs: Sequence[Any], basis: Sequence[Weights], points: int
 ) -> list[Tensor] | None:
-    """Return what the first layer makes of some inputs with each vector of the basis.
+    """Return what the first layer makes of inputs with each vector of the basis, (m, N, ...) each.
 
-    Whether that saves work is decided by a rule that gives the same answer every time.
-
-    Args:
-        model: in the mode in which it is to run.
-        inputs: of all forward passes.
-        basis: the m vectors of the slice's basis; their dtype is that of the outputs.
-        points: of the slice. Every vector costs as much as a point.
-
-    Returns:
-        One tensor of shape (m, N, ...) for each pass; ``None`` if it saves nothing, or if a point
-        would then not be what it is.
+    ``None`` if it saves nothing, by a rule that gives the same answer every time, or if a point
+    would then not be what it is. Every vector costs as much as a point.
     """
     fewest = INPUTS_PER_VECTOR * len(basis)
     wide = any(isinstance(m, nn.Linear) and m.in_features >= fewest for m in model.modules())
@@ -144,12 +135,7 @@ def _can_cut(model: nn.Module, x: Any) -> bool:
 
 
 def combine(coefficients: Tensor, outputs: Tensor) -> Tensor:
-    """Return the first layer's output at a point, shape (N, ...).
-
-    Args:
-        coefficients: shape (m,), of the point in the slice's basis.
-        outputs: shape (m, N, ...), from :func:`outputs`.
-    """
+    """Return the first layer's output (N, ...) at a point of coefficients (m,)."""
     return (coefficients @ outputs.flatten(1)).view(outputs.shape[1:])
 
 

@@ -112,12 +112,7 @@ def _is_sum(node: fx.Node) -> bool:
 
 
 def can_fuse(model: nn.Module, x: Any) -> bool:
-    """Say whether the fused model computes what the model does, NaN included.
-
-    Args:
-        model: in the mode in which it is to run.
-        x: a few samples on the model's device and in its dtype.
-    """
+    """Say whether the fused model computes what the model does, NaN included."""
     model = copy.deepcopy(model)
     one = fused(model)
     if one is None or not same_output(model, one, x):

@@ -339,7 +339,7 @@ def test_infinite_inputs_give_what_they_give_at_each_point(method, decisions):
 
 @pytest.mark.parametrize("policy", batchnorm.POLICIES)
 @pytest.mark.parametrize("method", ["auto", "loop"])
-def test_folded_batch_norm_behind_it(policy, method, decisions, plainly):
+def test_batch_norm_behind_it(policy, method, decisions, plainly):
     def make():
         return nn.Sequential(
             *(nn.Flatten(), nn.Linear(81, 36), nn.Unflatten(1, (1, 6, 6))),
