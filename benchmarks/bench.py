@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 import landscape_lib as ll
+from landscape_lib.files import atomic_path
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -149,6 +150,6 @@ def read(name: str) -> dict[str, Any]:
 def write(name: str, **content: Any) -> None:
     """Write one result."""
     path = path_of(name)
-    with ll.runtime.atomic_path(path) as temporary:
+    with atomic_path(path) as temporary:
         temporary.write_text(json.dumps({"machine": machine()} | content, indent=1) + "\n")
     print(f"wrote {path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path.name}")

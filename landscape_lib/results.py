@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import pickle
 import re
 import subprocess
 import textwrap
@@ -17,7 +18,7 @@ from typing import Any
 import torch
 import xarray as xr
 
-from landscape_lib import page, runtime
+from landscape_lib import files, page, runtime
 from landscape_lib.fingerprint import differences, digest
 
 LARGEST_FILE = 1_000_000  # bytes
@@ -71,21 +72,46 @@ def cached(
                 f"`make results CHAPTER={name.split('/')[0]}`, or set LANDSCAPE_RECOMPUTE=1 "
                 f"(real data, possibly hours on two cores, resumable)"
             )
+    path = files.local_path("LANDSCAPE_RESULTS", path)
     dataset = _compute(name, compute, wanted)
+    _save(path, name, dataset, wanted)
+    return dataset
+
+
+def _save(path: Path, name: str, dataset: xr.Dataset, config: dict[str, Any]) -> None:
+    """Put the result in place, or keep it elsewhere if that cannot be."""
     encoding: dict[Any, dict[str, Any]] = {
         variable: {"zlib": True, "complevel": 6, "shuffle": True}
         for variable, array in dataset.variables.items()
         if array.ndim and array.dtype.kind in "fiu"
     }
-    with runtime.atomic_path(path) as temporary:
-        dataset.to_netcdf(temporary, engine="h5netcdf", encoding=encoding)
-        size = temporary.stat().st_size
-        if size > LARGEST_FILE:
+    try:
+        # In memory first: on a full disk HDF5 ends the process.
+        checked = dataset.assign_attrs(digest=_digest_of(dataset))
+        content = checked.to_netcdf(engine="h5netcdf", encoding=encoding)
+        if len(content) > LARGEST_FILE:
             raise ValueError(
-                f"result {name!r} takes {size:,} bytes; stored results stay below "
+                f"result {name!r} takes {len(content):,} bytes; stored results stay below "
                 f"{LARGEST_FILE:,}: keep fewer variables or float32"
             )
-    return dataset
+        files.write(path, content)
+    except Exception as error:
+        place = scratch(name, config)
+        if place is not None:
+            with contextlib.suppress(OSError):
+                files.write(place / "unsaved.pickle", pickle.dumps(dataset))
+                error.add_note(f"landscape_lib: it is kept in {place / 'unsaved.pickle'}")
+        raise
+
+
+def _digest_of(dataset: xr.Dataset) -> str:
+    """Return the digest of all values and of the configuration."""
+    found = {}
+    for name, variable in sorted(dataset.variables.items(), key=lambda pair: str(pair[0])):
+        values = variable.values
+        numbers = variable.dtype.kind in "fiubc"
+        found[str(name)] = [variable.dims, values if numbers else values.astype(str).tolist()]
+    return digest([found, dataset.attrs["config"]])
 
 
 def scratch(name: str, config: Mapping[str, Any]) -> Path | None:
@@ -115,7 +141,7 @@ def folder() -> Path:
     """
     chosen = os.environ.get("LANDSCAPE_RESULTS")
     if chosen:
-        return Path(chosen)
+        return Path(chosen).expanduser()
     here = Path.cwd()
     homes = [here, *here.parents, Path(__file__).resolve().parent.parent]
     for home in homes:
@@ -199,6 +225,8 @@ def _load(path: Path, name: str, wanted: dict[str, Any]) -> xr.Dataset:
         with xr.open_dataset(path, engine="h5netcdf") as stored:
             dataset = stored.load()
         config = json.loads(dataset.attrs["config"])
+        if dataset.attrs.pop("digest", None) != _digest_of(dataset):
+            raise ValueError("its digest is missing, or its values are not those written")
     except Exception as error:
         raise ValueError(f"result {name!r}: {path} cannot be read: {error}") from error
     changed = differences(
@@ -254,8 +282,7 @@ def _stopwatch(name: str, config: dict[str, Any]) -> Iterator[Callable[[], float
 
     def note() -> None:
         if file is not None:
-            with runtime.atomic_path(file) as temporary:
-                temporary.write_text(f"{elapsed():.1f}")
+            files.write(file, f"{elapsed():.1f}".encode())
 
     def keep_noting() -> None:
         while not finished.wait(10):

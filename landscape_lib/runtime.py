@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import glob
 import os
 import platform
 import random
 from collections.abc import Iterator
 from numbers import Integral
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -149,46 +147,6 @@ def _check_seed(seed: Any) -> None:
         raise TypeError(f"seed: expected a whole number, got {seed!r}")
     if not -(2**63) <= int(seed) < 2**64:
         raise ValueError(f"seed: expected a number that fits 64 bits, got {seed!r}")
-
-
-@contextlib.contextmanager
-def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Give a temporary path beside ``path`` and rename it to ``path`` when the block succeeds.
-
-    A reader, or a process killed at any instant, meets the old file or the new one, never half of
-    one. Missing parent folders are made.
-    """
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        with open(temporary, "rb") as written:
-            os.fsync(written.fileno())
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def remove_abandoned(path: str | os.PathLike[str]) -> None:
-    """Remove what processes that were killed in :func:`atomic_path` have left beside ``path``."""
-    target = Path(path)
-    for left in target.parent.glob(f".{glob.escape(target.name)}.*.tmp"):
-        process = left.name.split(".")[-2]
-        if process.isdecimal() and not _is_running(int(process)):
-            left.unlink(missing_ok=True)
-
-
-def _is_running(process: int) -> bool:
-    if os.name != "posix":
-        return True  # on Windows the question would end it
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except (PermissionError, OverflowError):
-        pass
-    return True
 
 
 def keep_freed_memory() -> bool:

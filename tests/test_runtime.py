@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import platform
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -87,46 +85,6 @@ def test_the_callers_random_state_comes_back_after_an_error():
         torch.rand(3)
         raise KeyboardInterrupt
     assert torch.equal(torch.get_rng_state(), state)
-
-
-def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
-    path = tmp_path / "new" / "folder" / "file.txt"  # missing parents are made
-    with runtime.atomic_path(path) as temporary:
-        temporary.write_text("old")
-        assert not path.exists() and temporary.parent == path.parent
-    with pytest.raises(ZeroDivisionError), runtime.atomic_path(path) as temporary:
-        temporary.write_text("half")
-        raise ZeroDivisionError
-    assert path.read_text() == "old"
-    with pytest.raises(KeyboardInterrupt), runtime.atomic_path(path) as temporary:
-        temporary.write_text("half")
-        raise KeyboardInterrupt
-    assert path.read_text() == "old"
-    with pytest.raises(FileNotFoundError), runtime.atomic_path(path):
-        pass  # nothing was written
-    assert path.read_text() == "old"
-    with runtime.atomic_path(str(path)) as temporary:
-        temporary.write_text("new")
-        assert path.read_text() == "old"
-    assert path.read_text() == "new"
-    assert list(path.parent.iterdir()) == [path]  # nothing is left behind
-
-
-def test_what_a_killed_writer_left_is_no_obstacle(tmp_path):
-    path = tmp_path / "file.txt"
-    code = (
-        "import os, signal, sys\n"
-        "from landscape_lib.runtime import atomic_path\n"
-        "with atomic_path(sys.argv[1]) as temporary:\n"
-        "    temporary.write_text('half')\n"
-        "    os.kill(os.getpid(), signal.SIGKILL)\n"
-    )
-    path.write_text("old")
-    assert subprocess.run([sys.executable, "-c", code, str(path)]).returncode != 0
-    assert path.read_text() == "old"
-    with runtime.atomic_path(path) as temporary:
-        temporary.write_text("new")
-    assert path.read_text() == "new"
 
 
 def test_keeping_freed_memory_says_whether_it_could(monkeypatch):

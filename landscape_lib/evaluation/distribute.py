@@ -10,12 +10,12 @@ from __future__ import annotations
 import contextlib
 import os
 import pickle
-import tempfile
 import threading
 from collections.abc import Iterator
 from concurrent.futures import (
     FIRST_COMPLETED,
     BrokenExecutor,
+    CancelledError,
     Executor,
     Future,
     ThreadPoolExecutor,
@@ -28,6 +28,8 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
+
+from landscape_lib import files
 
 Indices = NDArray[np.int64]
 Values = NDArray[np.float64]
@@ -76,12 +78,11 @@ def run_chunks(
                 finished, waiting = wait(waiting, return_when=FIRST_COMPLETED)
                 for future in finished:
                     yield at.pop(future), future.result()
-        except BrokenExecutor as error:
-            error.add_note(
-                "landscape_lib.evaluate: a worker died and this executor cannot go on. Points that "
-                "were finished are in the store, if one was given: call again with a new executor."
-            )
-            raise
+        except (BrokenExecutor, CancelledError) as error:
+            raise BrokenExecutor(
+                "executor: a worker died, or the scheduler, and it cannot go on. Points that were "
+                "finished are in the store, if one was given: call again with a new executor"
+            ) from error
         finally:
             for future in waiting:
                 future.cancel()
@@ -108,13 +109,8 @@ def _shipped(executor: Executor, task: Runnable) -> Iterator[tuple[str, Any]]:
     if client is not None and hasattr(client, "scatter"):  # distributed.cfexecutor.ClientExecutor
         yield key, client.scatter(content, broadcast=True)
         return
-    handle, name = tempfile.mkstemp(prefix="landscape-", suffix=".task")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        yield key, Path(name)
-    finally:
-        Path(name).unlink(missing_ok=True)
+    with files.parcel(content) as path:
+        yield key, path
 
 
 def _run_on_worker(key: str, parcel: Any, indices: Indices) -> Values:

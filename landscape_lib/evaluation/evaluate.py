@@ -161,9 +161,7 @@ def evaluate(
     with TURN, runtime.isolated_random_state(seed), precision.as_written(device):
         task, fingerprint, attributes = prepare(model, slice, data, asked)
         surface = partial(_dataset, slice, task.names, task.population, attributes)
-        values = run_all(
-            task, wanted, chunk_size, asked.path, executor, fingerprint, surface, progress
-        )
+        values = run_all(task, wanted, chunk_size, store, executor, fingerprint, surface, progress)
     return surface(values).assign_attrs(
         seconds=round(time.perf_counter() - started, 3),
         flops=float(np.nansum(values[:, -1])) * task.points.model.work.flops,

@@ -28,13 +28,7 @@ from landscape_lib.evaluation.points import Points
 from landscape_lib.evaluation.settings import Settings, check_population
 from landscape_lib.evaluation.task import Task, choose_method
 from landscape_lib.evaluation.workload import DEFAULT_BATCH, fastest_batch, measured_together
-from landscape_lib.fingerprint import (
-    Fingerprint,
-    describe_callable,
-    describe_model,
-    digest,
-    to_json,
-)
+from landscape_lib.fingerprint import Fingerprint, digest, digest_without_weights, to_json
 from landscape_lib.slices import Slice
 
 # Samples on which model, loss and metrics are tried before any work.
@@ -179,14 +173,13 @@ def _fingerprint(
     asked: Settings,
 ) -> Fingerprint:
     net, slice = at.model, at.slice
-    metrics = asked.metrics or {}
     along = [dict(vector) for vector in asked.statistics or ()]
     return {
-        "model": digest([describe_model(model), dict(model.named_buffers())]),
+        "model": digest_without_weights(model),
         "slice": digest([list(slice.basis), slice.coefficients(slice.coordinates)]),
         "data": digest([[batch.x, batch.y] for stage in stages for batch in stage]),
-        "loss": describe_callable(asked.loss),
-        "metrics": digest({n: describe_callable(m) for n, m in metrics.items()}),
+        "loss": digest(asked.loss),
+        "metrics": digest(asked.metrics),
         "batchnorm": digest([asked.batchnorm, along, [batch.x for batch in calibration]]),
         "dtype": f"{asked.dtype} by autocast" if net.autocasts else str(asked.dtype),
         "float32_products": _products(at),

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from numbers import Real
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ from landscape_lib.evaluation.batches import check_count
 from landscape_lib.evaluation.batchnorm import check_policy, check_statistics
 from landscape_lib.evaluation.measures import Measure
 from landscape_lib.evaluation.precision import check_dtype
+from landscape_lib.files import local_path
 from landscape_lib.slices import Slice
 from landscape_lib.weights import Weights, check_like, weights_of
 
@@ -69,8 +69,8 @@ class Settings:
             raise TypeError(
                 f"executor: expected a concurrent.futures.Executor, got {_kind(self.executor)}"
             )
-        if self.store is not None and not isinstance(self.store, (str, os.PathLike)):
-            raise TypeError(f"store: expected the path of a file, got {_kind(self.store)}")
+        if self.store is not None:
+            local_path("store", self.store)
         check_dtype(self.dtype)
         if self.tolerance is not None:
             _check_tolerance(self.tolerance, policy)
@@ -88,11 +88,6 @@ class Settings:
     def depends_on_batches(self) -> bool:
         """Whether batch norm measures the batches of the evaluation."""
         return self.batchnorm not in ("frozen", "interpolated")
-
-    @property
-    def path(self) -> Path | None:
-        """Where the store is."""
-        return None if self.store is None else Path(self.store).expanduser()
 
 
 def check_population(value: Any, total: int, used: int) -> float:

@@ -12,18 +12,23 @@ large to rewrite.
 from __future__ import annotations
 
 import os
-import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from landscape_lib import files
 from landscape_lib.evaluation.journal import Journal
-from landscape_lib.fingerprint import Fingerprint, differences, digest, from_json, to_json
-from landscape_lib.runtime import atomic_path, remove_abandoned
+from landscape_lib.fingerprint import (
+    Fingerprint,
+    differences,
+    digest,
+    from_json,
+    to_json,
+    warn_of_unknown,
+)
 
 FORMAT = "landscape_lib surface store 2"
 SECONDS_BETWEEN_SAVES = 2.0
@@ -62,7 +67,7 @@ class SurfaceStore:
         variables: tuple[str, ...],
         surface: Callable[[NDArray[np.float64]], xr.Dataset] | None = None,
     ) -> None:
-        self.path = Path(path)
+        self.path = files.local_path("store", path)
         self._surface = surface
         self.fingerprint = fingerprint
         self.variables = variables
@@ -78,12 +83,8 @@ class SurfaceStore:
         self._read_journal()
 
     def __enter__(self) -> SurfaceStore:
-        remove_abandoned(self.path)
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            tempfile.TemporaryFile(dir=self.path.parent).close()
-        except OSError as error:
-            raise type(error)(f"store: {self.path.parent} cannot be written to: {error}") from error
+        warn_of_unknown(self.fingerprint, f"store: {self.path}")
+        files.remove_abandoned(self.path)
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -119,10 +120,10 @@ class SurfaceStore:
             "fingerprint": to_json(self.fingerprint),
             "digest": digest([self.values, self.done]),
         }
-        with atomic_path(self.path) as temporary:
-            # With checksums, so that a bit that has flipped on the disk is found.
-            checked = {name: {"fletcher32": True} for name in ("values", "done")}
-            dataset.to_netcdf(temporary, engine="h5netcdf", encoding=checked)
+        # In memory first: on a full disk HDF5 ends the process. With checksums, so that a bit that
+        # has flipped is found.
+        checked = {name: {"fletcher32": True} for name in ("values", "done")}
+        files.write(self.path, dataset.to_netcdf(engine="h5netcdf", encoding=checked))
         self._journal.remove()
         self._saved = time.monotonic()
         self._changed = False

@@ -158,10 +158,10 @@ def fit(
         fitting = _begin(model, wanted, data, settings, loss, augment, origin)
         if checkpoint is not None:
             fitting.describe(model, loss)
-            fitting.run.resume(Path(checkpoint))
+            fitting.run.resume(Path(checkpoint).expanduser())
         for _ in fitting.rows(progress):
             if checkpoint is not None:
-                fitting.run.save(Path(checkpoint))
+                fitting.run.save(Path(checkpoint).expanduser())
             if on_record is not None:
                 with runtime.isolated_random_state(seed):  # or a resumed fit had other numbers
                     on_record(fitting.result())

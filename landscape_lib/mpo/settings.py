@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from numbers import Integral, Real
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 
 from landscape_lib.evaluation.batches import check_count, read_batches
 from landscape_lib.evaluation.precision import check_dtype
+from landscape_lib.files import local_path
 from landscape_lib.mpo import patterns
 from landscape_lib.mpo.cells import METHODS
 from landscape_lib.mpo.patterns import Pattern
@@ -148,8 +148,8 @@ def check_inputs(
     for name, function in functions.items():
         if not callable(function) and not (name != "loss" and function is None):
             raise TypeError(f"{name}: expected a callable, got {type(function).__name__}")
-    if checkpoint is not None and not isinstance(checkpoint, (str, os.PathLike)):
-        raise TypeError(f"checkpoint: expected the path of a file, got {type(checkpoint).__name__}")
+    if checkpoint is not None:
+        local_path("checkpoint", checkpoint)
 
 
 def check_tau(value: Any) -> None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from landscape_lib.fingerprint import digest
+from landscape_lib.fingerprint import digest, digest_without_weights
 from landscape_lib.mpo.cells import Cells
 from landscape_lib.mpo.draws import Objective, Plan
 from landscape_lib.mpo.fitted import MPOFit
@@ -51,7 +51,7 @@ class Fitting:
 
     def describe(self, model: nn.Module, loss: Callable[[Any, Any], Tensor]) -> None:
         """Take the fingerprint of all that the fit depends on."""
-        network = digest([repr(model), dict(model.named_buffers())])
+        network = digest_without_weights(model)
         extra = {"pattern": digest(self.plan.pattern), "network": network, "method": self.method}
         self.run.describe(self.data, None, loss, self.augment, vars(self.plan.settings) | extra)
 

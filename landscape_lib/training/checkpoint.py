@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -16,10 +17,24 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils._pytree import tree_map
 
-from landscape_lib import runtime
+from landscape_lib import files
 from landscape_lib.evaluation.batches import Batch
-from landscape_lib.fingerprint import Fingerprint, describe_callable, differences, digest
+from landscape_lib.fingerprint import (
+    Fingerprint,
+    differences,
+    digest,
+    digest_without_weights,
+    warn_of_unknown,
+)
 from landscape_lib.weights import Weights, weights_of
+
+FORMAT = "landscape_lib checkpoint 2"
+
+# A cell of a notebook that was interrupted, and is run again.
+AGAIN = (
+    ". If the model was trained before this call, build model, optimizer and schedule anew, as "
+    "they were when that training began: it goes on where it stopped"
+)
 
 
 class CheckpointMismatch(ValueError):
@@ -124,24 +139,29 @@ class Run:
         self, data: Any, test: Any, loss: Any, augment: Any, settings: dict[str, Any]
     ) -> None:
         """Take the fingerprint of all that the run depends on; ask before the first step."""
-        groups = [group | {"params": len(group["params"])} for group in self.optimizer.param_groups]
-        schedule = {} if self.schedule is None else self.schedule.state_dict()
-        functions = getattr(self.schedule, "lr_lambdas", [])
+        own = {id(p): name for name, p in self.model.named_parameters()}
+        groups = [
+            group | {"params": [own.get(id(p), "not of the model") for p in group["params"]]}
+            for group in self.optimizer.param_groups
+        ]
+        optimizer = [type(self.optimizer), groups, self.optimizer.state_dict()["state"]]
+        schedule = None if self.schedule is None else self.schedule.state_dict()
+        functions = getattr(self.schedule, "lr_lambdas", None)
         self.fingerprint = {
             "initial weights": digest(dict(self.model.state_dict())),
-            "architecture": digest(repr(self.model)),
+            "architecture": digest_without_weights(self.model),
             "data": digest([data.x, data.y]),
-            "test": digest([getattr(test, name, type(test).__name__) for name in ("x", "y")]),
-            "loss": describe_callable(loss),
-            "augment": describe_callable(augment) if augment else "None",
-            "optimizer": f"{type(self.optimizer).__name__} {digest(groups)}",
-            "schedule": f"{type(self.schedule).__name__} "
-            + digest([schedule, [describe_callable(function) for function in functions]]),
+            "test": digest(None if test is None else [test.x, test.y]),
+            "loss": digest(loss),
+            "augment": digest(augment),
+            "optimizer": digest(optimizer),
+            "schedule": digest([type(self.schedule), schedule, functions]),
         } | {name: repr(value) for name, value in settings.items()}
 
     def save(self, path: Path) -> None:
         """Write the checkpoint and put it in place."""
         state = {
+            "format": FORMAT,
             "fingerprint": self.fingerprint,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -153,8 +173,9 @@ class Run:
         }
         # A learning rate of numpy's, say from np.geomspace, could be written but not read again.
         state = tree_map(lambda v: v.item() if isinstance(v, np.generic) else v, state)
-        with runtime.atomic_path(path) as temporary:
-            torch.save(state, temporary)
+        content = io.BytesIO()
+        torch.save(state, content)
+        files.write(path, files.sealed(content.getvalue()))
 
     def resume(self, path: Path) -> None:
         """Go back to the checkpoint, if there is one.
@@ -162,12 +183,18 @@ class Run:
         Raises:
             CheckpointMismatch: it cannot be read, or belongs to another run.
         """
+        warn_of_unknown(self.fingerprint, f"checkpoint: {path}")
+        files.remove_abandoned(path)
         if not path.exists():
             return
         try:
             device = next(self.model.parameters()).device
             # Random states must stay on the CPU; tensors of the model are copied into place.
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            content = io.BytesIO(files.unsealed(path.read_bytes()))
+            state = torch.load(content, map_location="cpu", weights_only=True)
+            if state["format"] != FORMAT:
+                raise ValueError(f"its format is {state['format']!r}, not {FORMAT!r}")
+            history = History(**state["history"])
             changed = differences(state["fingerprint"], self.fingerprint)
         except Exception as error:
             raise CheckpointMismatch(
@@ -178,6 +205,7 @@ class Run:
             raise CheckpointMismatch(
                 f"checkpoint: {path} belongs to another run: {', '.join(changed)} differ(s); "
                 f"it was left untouched: move it away or choose another path"
+                + (AGAIN if "initial weights" in changed else "")
             )
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -187,7 +215,7 @@ class Run:
         torch.set_rng_state(state["random_state"])
         if device.type == "cuda":
             torch.cuda.set_rng_state_all(state["cuda_random_state"])
-        self.history = History(**state["history"])
+        self.history = history
 
 
 def _as_float32(leaf: Any) -> Any:

@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from tqdm import tqdm
 
-from landscape_lib import runtime
+from landscape_lib import files, runtime
 from landscape_lib.evaluation.batches import Batch, move
 from landscape_lib.training.checkpoint import History, Run
 from landscape_lib.training.score import check_model, mode_given_back, pays_channels_last, score
@@ -90,6 +90,7 @@ def train(
         raise TypeError(
             f"augment: expected a callable (x, generator), got {type(augment).__name__}"
         )
+    path = Path() if checkpoint is None else files.local_path("checkpoint", checkpoint)
     check_model(model)
     check_optimizer(model, optimizer, schedule)
     batches = -(-count_samples(data) // batch_size)
@@ -101,7 +102,7 @@ def train(
         training = _Training(run, settings, data, test, loss, augment, channels_last)
         if checkpoint is not None:
             run.describe(data, test, loss, augment, vars(settings))
-            run.resume(Path(checkpoint))
+            run.resume(path)
         if record_every is not None and not run.history.trajectory:
             run.record(0)
         done, total = len(run.history.batch_losses), epochs * steps
@@ -111,7 +112,7 @@ def train(
                 row = training.epoch(epoch + 1, steps, bar)
                 bar.set_postfix({k: f"{v:.3f}" for k, v in row.items() if "_" in k}, refresh=False)
                 if checkpoint is not None:
-                    run.save(Path(checkpoint))
+                    run.save(path)
     return run.history
 
 

@@ -13,7 +13,7 @@ import xarray as xr
 from landscape_lib.evaluation import store as surface_store
 from landscape_lib.evaluation.journal import Journal
 from landscape_lib.evaluation.store import StoreMismatch, SurfaceStore
-from landscape_lib.runtime import atomic_path
+from landscape_lib.files import atomic_path
 
 POINTS, VARIABLES = 9, ("loss", "samples")
 OWN = {"model": "a", "data": "b"}

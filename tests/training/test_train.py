@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from torch.optim import lr_scheduler
 
 import landscape_lib as ll
+from landscape_lib.evaluation.batches import move
 from landscape_lib.fingerprint import digest
 from landscape_lib.runtime import generator
 from landscape_lib.training.checkpoint import CheckpointMismatch
@@ -234,24 +236,24 @@ def test_a_model_that_flattens_with_view_can_be_trained_scored_and_evaluated():
 # --- interruption -------------------------------------------------------------------------------
 
 
-def stopping(step: int) -> Callable[..., Tensor]:
-    """Return a stand-in for ``crop_and_flip`` that raises at its call number ``step``."""
+def stopping(step: int) -> Callable[..., Any]:
+    """Return a stand-in for ``move``, which every batch goes through, that raises at ``step``."""
     calls = 0
 
-    def crop_or_stop(x: Tensor, source: torch.Generator, pad: int) -> Tensor:
+    def move_or_stop(*arguments: Any, **named: Any) -> Any:
         nonlocal calls
         calls += 1
         if calls == step:
             raise KeyboardInterrupt
-        return ll.training.crop_and_flip(x, source, pad)
+        return move(*arguments, **named)
 
-    return crop_or_stop
+    return move_or_stop
 
 
 def interrupt(setup: Setup, path: Any, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Start a run and stop it before its step number ``step``, counted from 1."""
     with monkeypatch.context() as patch:
-        patch.setitem(globals(), "crop_and_flip", stopping(step))
+        patch.setattr(sys.modules["landscape_lib.training.train"], "move", stopping(step))
         with pytest.raises(KeyboardInterrupt):
             setup.train(checkpoint=path)
 
@@ -267,7 +269,7 @@ def test_an_interrupted_run_resumes_to_the_same_bits(name, step, tmp_path, monke
     assert_same_run(resumed, whole)
     # Once more: a finished run is loaded, not trained.
     with monkeypatch.context() as patch:
-        patch.setitem(globals(), "crop_and_flip", stopping(1))
+        patch.setattr(sys.modules["landscape_lib.training.train"], "move", stopping(1))
         assert_same_run(SETUPS[name].train(checkpoint=path), whole)
 
 
