@@ -18,6 +18,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from landscape_lib.runtime import generator
+
 
 def mlp(
     inputs: int = 784,
@@ -316,7 +318,9 @@ def _initial_weights(seed: int | None) -> Iterator[None]:
     """Build modules on the CPU; with a seed, on a random stream of their own."""
     with torch.device("cpu"), torch.random.fork_rng(devices=[], enabled=seed is not None):
         if seed is not None:
-            torch.default_generator.manual_seed(seed)  # torch.manual_seed would touch the GPU's
+            torch.default_generator.manual_seed(
+                generator(seed).initial_seed()
+            )  # torch.manual_seed would touch the GPU's
         yield
 
 

@@ -156,10 +156,13 @@ def heat(
     finite = np.ma.masked_invalid(values)
     lowest, highest = (float(finite.min()), float(finite.max())) if finite.count() else (1.0, 1.0)
     low, high = limits or (lowest, highest)
-    if limits is not None and not low < high:
+    numbers = all(isinstance(limit, (int, float)) for limit in (low, high))
+    if limits is not None and not (numbers and low < high):
         raise ValueError(f"limits: expected (lowest, highest), ascending, got {limits}")
     if log and low <= 0:
-        raise ValueError(f"log: expected values and limits above 0, got {low:g}")
+        raise ValueError(
+            f"log: expected values above 0, or limits=(lowest, highest) above 0, got {low:g}"
+        )
     ax = ax or plt.gca()
     norm = LogNorm(low, high) if log else Normalize(low, high)
     alpha, beta = dataset["alpha"].values, dataset["beta"].values

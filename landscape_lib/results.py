@@ -58,8 +58,7 @@ def cached(
     wanted = _plain(config)
     if not callable(compute):
         raise TypeError(f"compute: expected a callable, got {type(compute).__name__}")
-    if not isinstance(name, str) or not re.fullmatch(r"[\w-]+(/[\w-]+)*", name):
-        raise ValueError(f"name: expected chapter and name as in '02/mlp', got {name!r}")
+    _check_name(name)
     if runtime.scale() == "smoke":
         return _compute(name, compute, wanted)
     path = _path(name)
@@ -123,11 +122,17 @@ def scratch(name: str, config: Mapping[str, Any]) -> Path | None:
         name: as in :func:`cached`.
         config: as in :func:`cached`.
     """
+    _check_name(name)
     if runtime.scale() == "smoke":
         return None
     path = folder() / ".work" / f"{name}-{digest(json.dumps(_plain(config), sort_keys=True))[:12]}"
     path.mkdir(parents=True, exist_ok=True)
     return path
+
+
+def _check_name(name: Any) -> None:
+    if not isinstance(name, str) or not re.fullmatch(r"[\w-]+(/[\w-]+)*", name):
+        raise ValueError(f"name: expected chapter and name as in '02/mlp', got {name!r}")
 
 
 def folder() -> Path:

@@ -656,6 +656,62 @@ CASES: dict[str, Case] = {
         ValueError,
         r"variable: expected one dimension, got \('alpha', 'beta'\) of 'loss'",
     ),
+    # --- CASES section 3
+    "cost: a list of GPUs": (
+        lambda: ll.cost(MODEL, LINE, DATA, gpu=["H100"]),
+        ValueError,
+        r"gpu: expected one of .*H100.*, got \['H100'\]",
+    ),
+    "train: no loss": (
+        lambda: train(loss=None),
+        TypeError,
+        r"loss: expected a callable \(output, target\), got NoneType",
+    ),
+    "train: a number as test set": (
+        lambda: train(test=42),
+        TypeError,
+        "test: expected a data set with x and y, or batches, got int",
+    ),
+    "train: numpy data": (
+        lambda: train(MODEL, of(np.zeros((3, 6)), np.zeros(3)), OPTIMIZER),
+        TypeError,
+        "data: expected tensors x and y, got ndarray",
+    ),
+    "models: a seed of 70 bits": (
+        lambda: ll.models.mlp(seed=2**70),
+        ValueError,
+        "seed: expected a number that fits 64 bits, got 1180591620717411303424",
+    ),
+    "heat: half a limit": (
+        lambda: ll.plots.heat(SURFACE, limits=(None, 1.0)),
+        ValueError,
+        r"limits: expected \(lowest, highest\), ascending, got \(None, 1.0\)",
+    ),
+    "heat: limits in words": (
+        lambda: ll.plots.heat(SURFACE, limits="01"),
+        ValueError,
+        r"limits: expected \(lowest, highest\), ascending, got 01",
+    ),
+    "heat: the logarithm of 0": (
+        lambda: ll.plots.heat(0 * SURFACE, log=True),
+        ValueError,
+        r"log: expected values above 0, or limits=\(lowest, highest\) above 0, got 0",
+    ),
+    "scratch: a folder outside": (
+        lambda: ll.results.scratch("../../x", {}),
+        ValueError,
+        r"name: expected chapter and name as in '02/mlp', got '../../x'",
+    ),
+    "map: a million bands": (
+        lambda: ll.widgets.map.divide("map", np.eye(3), levels=10**6),
+        ValueError,
+        "levels: given 1000000, expected from 1 to 256 bands",
+    ),
+    "results: a store elsewhere": (
+        lambda: evaluate(store="s3::x.nc"),
+        ValueError,
+        "store: expected the path of a file on this machine, got 's3::x.nc'",
+    ),
     # --- widgets
     "frames: no sliders": (
         lambda: ll.widgets.frames(["<p>1</p>"], sliders=[], alt="one"),

@@ -108,7 +108,7 @@ def cost(
     if batch_size is not None:
         check_count("batch_size", batch_size)
     check_dtype(dtype)
-    if gpu is not None and gpu not in PEAK_TERAFLOPS:
+    if gpu is not None and (not isinstance(gpu, str) or gpu not in PEAK_TERAFLOPS):
         raise ValueError(f"gpu: expected one of {tuple(PEAK_TERAFLOPS)}, got {gpu!r}")
     with runtime.isolated_random_state(0):
         batches, _ = read_batches(data, samples, batch_size or DEFAULT_BATCH, 0)

@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.utils._pytree import tree_map
 
 from landscape_lib import files
-from landscape_lib.evaluation.batches import Batch
+from landscape_lib.evaluation.batches import Batch, is_whole
 from landscape_lib.fingerprint import (
     Fingerprint,
     differences,
@@ -151,7 +151,7 @@ class Run:
             "initial weights": digest(dict(self.model.state_dict())),
             "architecture": digest_without_weights(self.model),
             "data": digest([data.x, data.y]),
-            "test": digest(None if test is None else [test.x, test.y]),
+            "test": digest([test.x, test.y] if is_whole(test) else test),
             "loss": digest(loss),
             "augment": digest(augment),
             "optimizer": digest(optimizer),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
@@ -74,6 +74,9 @@ def count_samples(data: Any) -> int:
     """Return the number of samples, or raise an error unless x and y have one length."""
     if not (hasattr(data, "x") and hasattr(data, "y")):
         raise TypeError(f"data: expected a data set with x and y, got {type(data).__name__}")
+    for side in (data.x, data.y):
+        if not isinstance(side, Tensor):
+            raise TypeError(f"data: expected tensors x and y, got {type(side).__name__}")
     if len(data.x) != len(data.y) or len(data.x) == 0:
         raise ValueError(
             f"data: x and y must have one common length above 0, got {len(data.x)} and "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from tqdm import tqdm
 
 from landscape_lib import files, runtime
-from landscape_lib.evaluation.batches import Batch, move
+from landscape_lib.evaluation.batches import Batch, is_whole, move
 from landscape_lib.training.checkpoint import History, Run
 from landscape_lib.training.score import check_model, mode_given_back, pays_channels_last, score
 from landscape_lib.training.settings import Settings, check_optimizer, count_samples
@@ -86,9 +86,15 @@ def train(
         CheckpointMismatch: ``checkpoint`` belongs to another run; it is left untouched.
     """
     settings = Settings(epochs, batch_size, schedule_every, record_every, dtype, seed, weight_decay)
+    if not callable(loss):
+        raise TypeError(f"loss: expected a callable (output, target), got {type(loss).__name__}")
     if augment is not None and not callable(augment):
         raise TypeError(
             f"augment: expected a callable (x, generator), got {type(augment).__name__}"
+        )
+    if test is not None and not is_whole(test) and not isinstance(test, Iterable):
+        raise TypeError(
+            f"test: expected a data set with x and y, or batches, got {type(test).__name__}"
         )
     path = Path() if checkpoint is None else files.local_path("checkpoint", checkpoint)
     check_model(model)

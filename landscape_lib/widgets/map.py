@@ -28,6 +28,10 @@ class Bands:
         return {"edges": shown(self.edges), "colours": colours}
 
 
+# More cannot be told apart, and take a drawing library minutes.
+MOST_BANDS = 256
+
+
 def divide(
     name: str, grid: Numbers, levels: int | str | Sequence[float] = "log", cmap: str = "viridis"
 ) -> Bands:
@@ -103,8 +107,8 @@ def _edges(name: str, grid: Numbers, levels: int | str | Sequence[float]) -> Num
         low = float(finite[finite > 0].min())
         return np.geomspace(low, max(high, 2 * low), 25)
     if isinstance(levels, int):
-        if levels < 1:
-            raise ValueError(f"levels: given {levels}, expected at least one band")
+        if not 1 <= levels <= MOST_BANDS:
+            raise ValueError(f"levels: given {levels}, expected from 1 to {MOST_BANDS} bands")
         return np.linspace(low, high if high > low else low + 1, levels + 1)
     edges = array("levels", levels, (None,))
     if len(edges) < 2 or not (np.isfinite(edges).all() and (np.diff(edges) > 0).all()):

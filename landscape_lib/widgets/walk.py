@@ -103,7 +103,9 @@ def walk(
 
 def _range(values: Mapping[str, Numbers], widths: Mapping[str, Numbers], log: bool) -> list[float]:
     """Return where the vertical axis begins and ends."""
-    sides = [values[name] + sign * widths.get(name, 0) for name in values for sign in (-1, 1)]
+    # Where a band is unknown, the value itself counts.
+    wide = {name: np.nan_to_num(band) for name, band in widths.items()}
+    sides = [values[name] + sign * wide.get(name, 0) for name in values for sign in (-1, 1)]
     together = np.concatenate(sides)
     together = together[np.isfinite(together) & ((together > 0) | (not log))]
     if together.size == 0:
