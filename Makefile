@@ -6,7 +6,7 @@ INDEX := _build/html/index.html
 export LANDSCAPE_SCALE := book
 
 .NOTPARALLEL:
-.PHONY: help book test lint results run figures strip benchmarks serve repository clean
+.PHONY: help book test lint results run figures strip benchmarks lab serve repository clean
 
 help: ## list these targets
 	@awk -F ': .*## ' '/^[a-z]+:.*## /{printf "make %-11s %s\n", $$1, $$2}' Makefile
@@ -57,6 +57,9 @@ benchmarks: .venv/book.stamp ## measure speed on this machine, an idle one: an h
 	$(BIN)/python -m pip install --quiet ".[benchmarks]"
 	for name in against guests rates methods scaling fewer pictures; do $(BIN)/python benchmarks/$$name.py || exit 1; done
 
+lab: .venv/lab.stamp ## open the chapters in JupyterLab, in a browser
+	$(BIN)/jupyter lab --notebook-dir book
+
 serve: ## show the built book in a browser, through a small server of this machine
 	@test -f $(INDEX) || { echo "There is no book yet: make book"; exit 1; }
 	$(BIN)/python -m http.server --bind 127.0.0.1 --directory _build/html 8000
@@ -73,7 +76,8 @@ clean: ## remove what make made: the book and .venv
 # One stamp for each set of packages: make installs again only when pyproject.toml has changed.
 .venv/book.stamp: EXTRAS := book
 .venv/test.stamp: EXTRAS := book,test
-.venv/book.stamp .venv/test.stamp: pyproject.toml | $(BIN)/python
+.venv/lab.stamp: EXTRAS := book,lab
+.venv/book.stamp .venv/test.stamp .venv/lab.stamp: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --editable ".[$(EXTRAS)]"
 	@$(BIN)/python -c "import matplotlib.font_manager" # its font cache, or a chapter would report it
 	@touch $@

@@ -57,7 +57,7 @@ def small_cnn(
     in_channels: int = 1,
     classes: int = 10,
     channels: Sequence[int] = (8, 32, 64),
-    pool: bool = False,
+    pool: bool | Sequence[int] = False,
     batchnorm: bool = False,
     hidden: int = 128,
     width: float = 1.0,
@@ -74,8 +74,8 @@ def small_cnn(
         in_channels: of the images.
         classes: outputs.
         channels: of each convolution.
-        pool: halve the picture after each block, at a tenth of the cost; an image needs at least
-            2 ** len(channels) pixels a side.
+        pool: halve the picture after each convolution, at a tenth of the cost, or after those of
+            these numbers, 1 for the first; n times needs at least 2 ** n pixels a side.
         batchnorm: normalise after each convolution.
         hidden: units of the hidden layer.
         width: multiplies ``channels`` and ``hidden``.
@@ -85,11 +85,17 @@ def small_cnn(
         A module from (N, in_channels, H, W) images to (N, classes) logits.
 
     Raises:
-        ValueError: a size is below 1, or ``channels`` is empty.
+        ValueError: a size is below 1, ``channels`` is empty, or ``pool`` names no convolution.
     """
     counts = _scaled("channels", channels, width)
     if not counts:
         raise ValueError("channels: expected at least one convolution, got none")
+    numbers = range(1, len(counts) + 1)
+    pooled = set(numbers if pool is True else pool or ())
+    if not pooled <= set(numbers):
+        raise ValueError(
+            f"pool: expected numbers of convolutions from 1 to {len(counts)}, got {pool}"
+        )
     units = _scaled("hidden", [hidden], width)[0]
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     before = _count("in_channels", in_channels)
@@ -98,7 +104,7 @@ def small_cnn(
             layers[f"conv{i}"] = nn.Conv2d(before, after, 3, padding=1)
             if batchnorm:
                 layers[f"bn{i}"] = nn.BatchNorm2d(after)
-            if pool:
+            if i in pooled:
                 layers[f"pool{i}"] = nn.MaxPool2d(2)
             layers[f"relu{i}"] = nn.ReLU()
             before = after

@@ -229,6 +229,16 @@ def test_bad_input_is_named(build: Callable[[], nn.Module], message: str) -> Non
         build()
 
 
+def test_pooling_where_it_is_asked_for():
+    model = models.small_cnn(channels=(4,) * 6, pool=(2, 4, 6), seed=0)
+    assert [n for n, _ in model.named_children() if "pool" in n] == ["pool2", "pool4", "pool6"]
+    assert model(torch.zeros(2, 1, 28, 28)).shape == (2, 10)
+    every = models.small_cnn(pool=(1, 2, 3), seed=0)
+    assert [*every.state_dict()] == [*models.small_cnn(pool=True, seed=0).state_dict()]
+    with pytest.raises(ValueError, match=r"pool: expected numbers of convolutions from 1 to 3"):
+        models.small_cnn(pool=(4,))
+
+
 def test_pooling_before_relu_is_the_same_function():
     """Also after batch norm with negative scales, and where values are NaN."""
     torch.manual_seed(0)
