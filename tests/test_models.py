@@ -235,7 +235,7 @@ def test_pooling_where_it_is_asked_for():
     assert model(torch.zeros(2, 1, 28, 28)).shape == (2, 10)
     every = models.small_cnn(pool=(1, 2, 3), seed=0)
     assert [*every.state_dict()] == [*models.small_cnn(pool=True, seed=0).state_dict()]
-    with pytest.raises(ValueError, match=r"pool: expected numbers of convolutions from 1 to 3"):
+    with pytest.raises(ValueError, match=r"pool: expected numbers of convolutions, 1 to 3"):
         models.small_cnn(pool=(4,))
 
 
