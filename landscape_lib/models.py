@@ -93,9 +93,7 @@ def small_cnn(
     numbers = range(1, len(counts) + 1)
     pooled = set(numbers if pool is True else pool or ())
     if not pooled <= set(numbers):
-        raise ValueError(
-            f"pool: expected numbers of convolutions from 1 to {len(counts)}, got {pool}"
-        )
+        raise ValueError(f"pool: expected numbers of convolutions, 1 to {len(counts)}, got {pool}")
     units = _scaled("hidden", [hidden], width)[0]
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     before = _count("in_channels", in_channels)
