@@ -86,7 +86,7 @@ def test_a_killed_worker_loses_nothing_that_was_finished(tmp_path, monkeypatch):
     options = {"loss": deadly, "method": "loop", "store": store}
     with pool(2) as executor, pytest.raises(BrokenExecutor) as caught:
         ll.evaluate(model, plane, data, executor=executor, **options)
-    assert "call again" in caught.value.__notes__[0]
+    assert "are in the store, if one was given: call again" in str(caught.value)
     with pool(2) as executor:
         resumed = ll.evaluate(model, plane, data, executor=executor, **options)
     np.testing.assert_allclose(resumed.loss, expected.loss, rtol=1e-12)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 import os
 import signal
@@ -23,6 +24,7 @@ import landscape_lib as ll
 from landscape_lib.mpo.draws import coordinates, draw_cells, draw_images, trained_cells
 from landscape_lib.mpo.settings import Settings
 from landscape_lib.mpo.span import initial_vectors
+from landscape_lib.mpo.steps import Fitting
 from landscape_lib.runtime import generator
 from landscape_lib.training.checkpoint import CheckpointMismatch
 from landscape_lib.weights import dot, flatten, norm, subtract
@@ -460,33 +462,37 @@ def test_an_objective_that_is_not_a_number_ends_the_fit():
 # --- interruption -------------------------------------------------------------------------------
 
 
-class Noise:
-    """An augmentation that draws random numbers, and that can stop the run at a call."""
+def noise(x: Tensor, source: torch.Generator) -> Tensor:
+    return x + 0.1 * torch.randn(x.shape, generator=source, dtype=x.dtype)
 
-    def __init__(self, stop: int | None = None) -> None:
-        self.calls, self.stop = 0, stop
 
-    def __call__(self, x: Tensor, source: torch.Generator) -> Tensor:
-        self.calls += 1
-        if self.calls == self.stop:
+def stop_at(step: int, patch: pytest.MonkeyPatch) -> None:
+    """Interrupt the fit in the step of that number."""
+    calls, take = itertools.count(1), Fitting.step
+
+    def take_or_stop(*arguments: Any) -> Tensor:
+        if next(calls) == step:
             raise KeyboardInterrupt
-        return x + 0.1 * torch.randn(x.shape, generator=source, dtype=x.dtype)
+        return take(*arguments)
 
-    __module__ = "landscape_lib.tests"  # the checkpoint takes its name for what it is
+    patch.setattr(Fitting, "step", take_or_stop)
 
 
 @pytest.mark.parametrize("method", ["loop", "vmap", "basis"])
 @pytest.mark.parametrize("stop", [1, 3, 4, 7])
-def test_an_interrupted_fit_resumes_to_the_same_bits(stop, method, tmp_path):
+def test_an_interrupted_fit_resumes_to_the_same_bits(stop, method, tmp_path, monkeypatch):
     path = tmp_path / "fit.pt"
     settings = {"iterations": 7, "method": method, "schedule": "one-cycle"}
-    whole = fit(mlp(nn.Dropout(0.3)), augment=Noise(), **settings)
-    with pytest.raises(KeyboardInterrupt):
-        fit(mlp(nn.Dropout(0.3)), augment=Noise(stop), checkpoint=path, **settings)
+    settings |= {"augment": noise}
+    whole = fit(mlp(nn.Dropout(0.3)), **settings)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        stop_at(stop, patch)
+        fit(mlp(nn.Dropout(0.3)), checkpoint=path, **settings)
     assert path.exists() == (stop > 2)
-    resumed = fit(mlp(nn.Dropout(0.3)), augment=Noise(), checkpoint=path, **settings)
+    resumed = fit(mlp(nn.Dropout(0.3)), checkpoint=path, **settings)
     assert_same_fit(resumed, whole)
-    again = fit(mlp(nn.Dropout(0.3)), augment=Noise(stop=1), checkpoint=path, **settings)
+    stop_at(1, monkeypatch)
+    again = fit(mlp(nn.Dropout(0.3)), checkpoint=path, **settings)
     assert_same_fit(again, whole)  # a finished fit is loaded, not trained
 
 
