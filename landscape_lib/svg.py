@@ -53,8 +53,23 @@ class PageCanvas(FigureCanvasSVG):
         metadata = {"Date": None, "Creator": None, **(settings.get("metadata") or {})}
         super().print_svg(buffer, bbox_inches_restore=restore, metadata=metadata)
         text = re.sub(r"<svg\b[^>]*>", lambda tag: tag[0] + _STYLE, buffer.getvalue(), count=1)
+        text = _shorter(text)
         with cbook.open_file_cm(filename, "w", encoding="utf-8") as file:
             file.write(text if cbook.file_requires_unicode(file) else text.encode())
+
+
+def _shorter(text: str) -> str:
+    """Leave out of an SVG what a reader does not see: comments, and less than 0.01 points."""
+    text = re.sub(r"<!--.*?-->|<metadata>.*?</metadata>|<!DOCTYPE.*?>", "", text, flags=re.DOTALL)
+    text = re.sub(r'(?<=\s[xy])="(-?\d+\.\d\d)\d+"', r'="\1"', text)
+
+    def path(found: re.Match[str]) -> str:
+        return re.sub(r"\s*\n|(?<=[A-Z]) |(?<=\.\d\d)\d+", "", found[0])
+
+    text = re.sub(r'(?<=\sd=)"[^"]*"', path, text)
+    # Double quotes would take three signs each in an address.
+    text = re.sub(r"""="([^"']*)\"""", r"='\1'", text)
+    return re.sub(r"\s*\n\s*", "\n", text)
 
 
 def use() -> None:

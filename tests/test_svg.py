@@ -14,6 +14,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import xarray as xr
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from landscape_lib import plots, svg
@@ -49,7 +50,7 @@ def test_the_same_figure_is_the_same_text() -> None:
 def test_whatever_has_the_colour_of_ink_or_ground_is_replaced_on_a_dark_page() -> None:
     text = svg.text_of(curve())
     style, drawing = re.split(r"(?<=</style>)", text, maxsplit=1)
-    replaced = re.findall(r'\[style\*="(\w+: #\w+)"\]', style)
+    replaced = re.findall(r"\[style\*='(\w+: #\w+)'\]", style)
     assert replaced and "prefers-color-scheme: dark" in style
     inks = set(re.findall(r"(?:fill|stroke): #\w+", drawing))
     # Colours that say something stay; there are none here.
@@ -101,6 +102,20 @@ def test_notebooks_show_svg_once_the_style_is_set() -> None:
         [sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, check=False
     )
     assert done.stdout.strip() == "['image/svg+xml', 'text/plain'] True", done.stderr
+
+
+def test_a_figure_takes_less_room_than_matplotlib_writes_and_holds_the_same_shapes() -> None:
+    """Comments go, and digits beyond a hundredth of a point; no number moves by more."""
+    figure, plain = curve(), io.StringIO()
+    FigureCanvasSVG(figure).print_figure(plain, format="svg", bbox_inches="tight")
+    short, long = svg.text_of(figure), plain.getvalue()
+    assert len(short) < 0.8 * len(long)
+
+    def numbers(text: str) -> list[float]:
+        paths = re.findall(r"""\sd=["']([^"']*)["']""", text)
+        return [float(n) for path in paths for n in re.findall(r"-?[\d.]+", path)]
+
+    np.testing.assert_allclose(numbers(short), numbers(long), rtol=0, atol=0.01)
 
 
 def test_a_figure_and_its_data_can_be_saved_from_the_page() -> None:
