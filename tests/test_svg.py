@@ -109,7 +109,7 @@ def test_a_figure_takes_less_room_than_matplotlib_writes_and_holds_the_same_shap
     figure, plain = curve(), io.StringIO()
     FigureCanvasSVG(figure).print_figure(plain, format="svg", bbox_inches="tight")
     short, long = svg.text_of(figure), plain.getvalue()
-    assert len(short) < 0.8 * len(long)
+    assert len(short) < 0.85 * len(long)
 
     def numbers(text: str) -> list[float]:
         paths = re.findall(r"""\sd=["']([^"']*)["']""", text)
