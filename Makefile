@@ -6,7 +6,7 @@ INDEX := _build/html/index.html
 export LANDSCAPE_SCALE := book
 
 .NOTPARALLEL:
-.PHONY: help book test lint results run figures strip benchmarks lab serve repository clean
+.PHONY: help book test lint results run figures strip benchmarks pages lab serve repository clean
 
 help: ## list these targets
 	@awk -F ': .*## ' '/^[a-z]+:.*## /{printf "make %-11s %s\n", $$1, $$2}' Makefile
@@ -59,6 +59,9 @@ benchmarks: .venv/book.stamp ## measure speed on this machine, an idle one: an h
 
 lab: .venv/lab.stamp ## open the chapters in JupyterLab, in a browser
 	$(BIN)/jupyter lab --notebook-dir book
+
+pages: ## print what the built pages weigh, how wide they are, when the first figure shows
+	$(BIN)/python tests/built_pages.py
 
 serve: ## show the built book in a browser, through a small server of this machine
 	@test -f $(INDEX) || { echo "There is no book yet: make book"; exit 1; }

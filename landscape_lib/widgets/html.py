@@ -22,6 +22,8 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
+from landscape_lib.svg import address
+
 Numbers = NDArray[np.float64]
 
 _LINE_STYLES = 6  # as many as the script can tell apart
@@ -125,11 +127,11 @@ def frame(name: str, picture: Any, alt: str, width: int, shown: bool) -> str:
     look = f'class="lw-frame dark-light{" lw-shown" if shown else ""}"'
     if isinstance(picture, str):
         if picture.startswith("<?xml"):  # as an image, an SVG has the colour scheme of the page
-            source = base64.b64encode(picture.encode()).decode()
+            source = address("image/svg+xml", picture)
             picture = (
                 f'<img class="dark-light" alt="{escape(alt)}" '
                 'style="width:100%;height:auto;padding:0!important;'
-                f'background:none!important" src="data:image/svg+xml;base64,{source}">'
+                f'background:none!important" src="{source}">'
             )
         return f'<div {look} role="img" aria-label="{escape(alt)}">{picture}</div>'
     if isinstance(picture, Figure):

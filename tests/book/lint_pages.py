@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 BOOK = Path(__file__).parents[2] / "book"
-TO_DO = {"08", "09", "A1", "A2", "A3"}
+TO_DO = {"08", "09"}
 
 WIDTH = 76  # characters in a line of a laptop's column
 PHONE = 42  # characters in a line of prose on a phone
 FIRST_SCREEN = 24  # such lines, below the header
+EXERCISES = 2  # with a solution that checks itself whenever the page is run
 DRAWS = re.compile(r"^(plt\.\w+|(ll\.)?plots\.(curve|heat|gallery|downloads))$")
 SHOWS = re.compile(r"^(ll\.)?widgets\.\w+$")
 PICTURE = re.compile(r"!\[|^:::\{(figure|image)\}|^```\{(figure|image)\}|<img ", re.MULTILINE)
@@ -36,6 +37,12 @@ def faults(path: Path) -> list[str]:
         if cell["cell_type"] == "code":
             wide = [] if k == install else list(too_wide("code", text_of(cell["source"])))
             found += [f"cell {k}: {fault}" for fault in [*wide, *of_code(cell)]]
+    solved = sum(map(is_solution, cells))
+    if solved < EXERCISES:
+        found.append(
+            f"{solved} solutions of exercises that assert something, at least {EXERCISES}: "
+            "a cell 'Code: solution of exercise 1'"
+        )
     before = lines_before_a_picture(cells)
     if before > FIRST_SCREEN:
         found.append(
@@ -73,6 +80,11 @@ def of_code(cell: Cell) -> Iterator[str]:
         if truth := TRUTH.search(shown):
             line = shown[: truth.start()].count("\n")
             yield f"a truth value as evidence, show the number: {shown.splitlines()[line].strip()}"
+
+
+def is_solution(cell: Cell) -> bool:
+    name = cell["metadata"].get("mystnb", {}).get("code_prompt_show", "")
+    return name.startswith("Code: ") and "exercise" in name and "assert" in text_of(cell["source"])
 
 
 def text_of(source: str | list[str]) -> str:

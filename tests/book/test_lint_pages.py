@@ -33,6 +33,7 @@ def folded(name: str = "Code: draw it", **more: Any) -> dict[str, Any]:
 
 INSTALL = code("# " + "x" * 90 + "\n%pip install it", **folded("Code: fetch the book"))
 DRAW = "fig, ax = plt.subplots()"
+SOLUTION = code("assert loss < 1", **folded("Code: solution of exercise 1"))
 GOOD = [
     {"cell_type": "markdown", "source": "# Title\n\nWords.", "metadata": {}},
     INSTALL,
@@ -40,6 +41,8 @@ GOOD = [
     code("print(loss)", prints("loss 0.3, pool=True, 'half': False")),
     code("def later():\n    plt.plot([1])"),
     code("ll.widgets.surface(found, alt='A bowl.')"),
+    SOLUTION,
+    SOLUTION,
 ]
 
 
@@ -81,7 +84,7 @@ def test_it_finds_each_fault(tmp_path: Path, cell: dict[str, Any], expected: str
         assert found == []
     else:
         (fault,) = found
-        assert fault.startswith("cell 6: ")
+        assert fault.startswith("cell 8: ")
         assert lint.re.search(expected, fault)
 
 
@@ -95,11 +98,17 @@ def test_the_first_picture_stands_in_the_first_screen(tmp_path: Path) -> None:
     assert lint.lines_before_a_picture([words, INSTALL]) == math.inf
 
 
+def test_two_exercises_have_solutions_that_check_themselves(tmp_path: Path) -> None:
+    words = code("print(loss)", **folded("Code: solution of exercise 2"))
+    (fault,) = faults(tmp_path, *GOOD[:-1], words)
+    assert fault.startswith("1 solutions of exercises that assert something, at least 2")
+
+
 def test_the_list_of_what_is_left_to_do_can_only_shrink(tmp_path: Path) -> None:
     for name, cells in {"01_good": GOOD, "02_bad": [INSTALL]}.items():
         (tmp_path / f"{name}.ipynb").write_text(json.dumps({"cells": cells}), encoding="utf-8")
     assert lint.check(tmp_path, {"02"}) == []
-    assert [line.split(":")[0] for line in lint.check(tmp_path, set())] == ["02_bad.ipynb"]
+    assert {line.split(":")[0] for line in lint.check(tmp_path, set())} == {"02_bad.ipynb"}
     assert lint.check(tmp_path, {"01", "02", "09"}) == [
         "TO_DO names 09, and there is no such page",
         "01_good.ipynb keeps all rules: take 01 off the list TO_DO",
