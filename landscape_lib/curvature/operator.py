@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from landscape_lib import runtime
-from landscape_lib.curvature.risk import Batches, Risk, Sum, check_batchnorm, dtype_of
+from landscape_lib.curvature.risk import Batches, Risk, Sum, check_batchnorm, dtype_of, loss_in
 from landscape_lib.evaluation.batches import check_count, read_batches
 from landscape_lib.evaluation.measures import Measure
 from landscape_lib.slices import check_weights
@@ -96,6 +96,7 @@ class Hessian:
         self.dtype = dtype_of(model, dtype)
         check_batchnorm(model, batchnorm)
         self.seed, self.products, self._progress = seed, 0, progress
+        loss = loss_in(loss, self.dtype)
         with (
             runtime.isolated_random_state(seed),
             torch.inference_mode(False),

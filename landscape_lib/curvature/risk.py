@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import math
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,7 +15,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_map
 
 from landscape_lib.evaluation.batches import Batch, first_samples, move
-from landscape_lib.evaluation.measures import Measure, Measures, Seen, unreduced
+from landscape_lib.evaluation.measures import Measure, Measures, Seen, UnevenLoss
+from landscape_lib.evaluation.nested import map_tensors
 from landscape_lib.weights import weights_of
 
 
@@ -101,37 +103,40 @@ class Batches:
 
     @torch.no_grad()
     def weigh(self, loss: Measure) -> float:
-        """Find the shares of all batches, and return the mean loss.
-
-        A loss that weighs classes or leaves out targets divides the sum over samples by something
-        other than their number; by what, is the sum divided by the mean.
-        """
-        each = unreduced(loss)
+        """Find the shares of all batches, by what each sample weighs, and return the mean loss."""
         means: list[float] = []
-        divisors: list[float] = []
+        weights: list[float] = []
+        even, known = True, True
         for batch, _ in self:
-            output = self.risk.model(tree_map(_clone, batch.x))
-            if not means:  # a loss that is none is named
-                Measures(loss, {}, Seen(output, batch.y, batch.size))
-            means.append(float(loss(output, batch.y).mean()))
-            if each is not None:
-                divisors.append(_divisor(float(each(output, batch.y).sum()), means[-1]))
-        if divisors and not any(map(math.isnan, divisors)):
-            ratios = [d / batch.size for d, batch in zip(divisors, self._batches, strict=True)]
-            if max(ratios) - min(ratios) > 1e-4 * max(ratios):  # more than rounding
-                self._shares = [divisor / sum(divisors) for divisor in divisors]
+            seen = Seen(self.risk.model(tree_map(_clone, batch.x)), batch.y, batch.size)
+            if not means:
+                measures = Measures(loss, {}, seen)  # a loss that is none is named
+                known = not measures.is_even([batch.y for batch in self._batches])
+            means.append(float(loss(seen.output, seen.target).mean()))
+            if known:
+                try:
+                    each, same = measures.weights(seen)
+                    weights.append(float(each.sum()))
+                    even &= same
+                except UnevenLoss:
+                    known = False
+        if known and not even and sum(weights) > 0:
+            self._shares = [weight / sum(weights) for weight in weights]
         return sum(s * m for s, m in zip(self._shares, means, strict=True) if s > 0)
-
-
-def _divisor(total: float, mean: float) -> float:
-    """Return what a sum was divided by, NaN if a mean of 0 does not tell."""
-    if math.isnan(mean) and total == 0:  # all targets left out
-        return 0.0
-    return math.nan if mean == 0 else total / mean
 
 
 def _clone(leaf: Any) -> Any:
     return leaf.clone() if isinstance(leaf, Tensor) else leaf
+
+
+def loss_in(loss: Measure, dtype: torch.dtype) -> Measure:
+    """Return a loss whose own numbers, such as class weights, have a dtype."""
+    if isinstance(loss, nn.Module):
+        return copy.deepcopy(loss).to(dtype)
+    if isinstance(loss, partial):
+        to = lambda t: t.to(dtype) if t.is_floating_point() else t  # noqa: E731
+        return partial(loss.func, *loss.args, **map_tensors(to, loss.keywords))
+    return loss
 
 
 def dtype_of(model: nn.Module, dtype: torch.dtype | None) -> torch.dtype:

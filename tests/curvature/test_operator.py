@@ -196,6 +196,30 @@ def test_mean_over_samples_not_over_batches(loss: Any) -> None:
     )
 
 
+def test_a_batch_without_loss_weighs_as_its_classes_do() -> None:
+    """In float32 a sure answer has a loss of 0, which does not tell what it was divided by."""
+    model = nn.Linear(2, 2, bias=False)
+    model.weight.data = torch.tensor([[60.0, 0.0], [-60.0, 0.5]])
+    x = torch.tensor([[1.0, 0.0]] * 4 + [[0.01, 0.3], [-0.02, 0.1], [0.03, 0.2], [-0.01, 0.5]])
+    data = SimpleNamespace(x=x, y=torch.tensor([0, 0, 0, 0, 1, 0, 1, 1]))
+    loss = partial(F.cross_entropy, weight=torch.tensor([0.1, 9.0]))
+    assert float(loss(model(x[:4]), data.y[:4])) == 0
+    operator = Hessian(model, data, loss=loss, batch_size=4)
+    assert operator.loss == pytest.approx(float(loss(model(x), data.y)))
+    torch.testing.assert_close(operator @ torch.eye(4), exact(model, data, loss))
+
+
+@pytest.mark.parametrize("kind", [nn.CrossEntropyLoss, partial(partial, F.cross_entropy)])
+def test_class_weights_have_the_precision_that_is_asked_for(kind: Any) -> None:
+    model, data = mlp()
+    weights = torch.tensor([1.0, 9.0, 0.5])
+    right = exact(model, data, kind(weight=weights.double()))
+    loss = kind(weight=weights)
+    torch.testing.assert_close(hessian(model, data, loss=loss, batch_size=10), right)
+    single = copy.deepcopy(model).float()
+    assert hessian(single, data, loss=loss, dtype=torch.float64).dtype == torch.float64
+
+
 def test_subset_of_samples_is_that_of_evaluate() -> None:
     model, data = mlp()
     line = ll.Line(weights_of(model), ll.random_direction(weights_of(model)), [0.0])
