@@ -117,7 +117,10 @@ def isolated_random_state(seed: int) -> Iterator[None]:
     python, numpy = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-            torch.manual_seed(int(seed))
+            # torch.manual_seed notes for a GPU that may come from where it was called: half a
+            # millisecond.
+            accelerated = torch.accelerator.is_available()
+            (torch.manual_seed if accelerated else torch.default_generator.manual_seed)(int(seed))
             _seed_others(int(seed))
             yield
     finally:

@@ -32,6 +32,9 @@ from landscape_lib.weights import Weights
 # to 0.75, with 32 inputs more than the product.
 INPUTS_PER_VECTOR = 20
 
+# Operations to spare from which on tracing and trying a model, some 15 milliseconds, pay.
+FEWEST_OPERATIONS = 1e9
+
 # What the layer's outputs may take, for all samples and all vectors of the basis.
 MOST_BYTES = 256 << 20
 
@@ -98,8 +101,11 @@ def outputs(
     would then not be what it is. Every vector costs as much as a point.
     """
     fewest = INPUTS_PER_VECTOR * len(basis)
-    wide = any(isinstance(m, nn.Linear) and m.in_features >= fewest for m in model.modules())
-    if not wide or points < 2 * len(basis) or not all(map(is_batch, inputs)):
+    if points < 2 * len(basis) or not all(map(is_batch, inputs)):
+        return None
+    wide = [m for m in model.modules() if isinstance(m, nn.Linear) and m.in_features >= fewest]
+    spared = max((2.0 * m.in_features * m.out_features for m in wide), default=0.0)
+    if spared * points * sum(len(x) for x in inputs) < FEWEST_OPERATIONS:
         return None  # without the time that tracing takes
     found = cut(model)
     if found is None or found.inputs < fewest:

@@ -68,6 +68,11 @@ class Residual(nn.Module):
         return self.last(torch.tanh(self.first(x)) + x)
 
 
+@pytest.fixture(autouse=True)
+def small_models_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(first_layer, "FEWEST_OPERATIONS", 0.0)
+
+
 def mlp(bias: bool = True) -> nn.Sequential:
     layers = nn.Linear(81, 8, bias=bias), nn.ReLU(), nn.Linear(8, 3, bias=bias)
     return nn.Sequential(nn.Flatten(), *layers)
@@ -322,7 +327,12 @@ def test_it_is_a_rule_of_model_slice_and_data(decisions, monkeypatch):
     monkeypatch.setattr(first_layer, "MOST_BYTES", 2 * SAMPLES * 8 * 8)
     ll.evaluate(model, make_line(model), data)  # 2 vectors, 8 outputs of 8 bytes
     ll.evaluate(model, make_plane(model), data)  # 3 vectors
-    assert decisions == [False, False, True, True, False]
+    monkeypatch.setattr(first_layer, "MOST_BYTES", 1 << 20)
+    spared = 2 * 81 * 8 * len(data.x) * len(make_plane(model))
+    for fewest in (spared, spared + 1):
+        monkeypatch.setattr(first_layer, "FEWEST_OPERATIONS", fewest)
+        ll.evaluate(model, make_plane(model), data)
+    assert decisions == [False, False, True, True, False, True, False]
 
 
 @pytest.mark.parametrize("method", METHODS)
