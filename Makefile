@@ -13,7 +13,7 @@ help: ## list these targets
 
 book: .venv/book.stamp ## build the book from scratch into _build/html; a warning is an error
 	rm -rf _build
-	$(BIN)/jupyter-book build . -W --keep-going
+	TQDM_DISABLE=1 $(BIN)/jupyter-book build . -W --keep-going
 	@echo "The book is at $(CURDIR)/$(INDEX)"
 
 # Two workers of one thread each; threads of two would starve one another. Files in the order of their

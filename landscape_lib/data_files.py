@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from landscape_lib import runtime
+
 if TYPE_CHECKING:
     from PIL.Image import Image
 
@@ -213,11 +215,9 @@ def _plain(name: str) -> str:
 
 def _decode(facts: Facts, paths: list[Path], rows: Tensor) -> Tensor:
     """Decode the images wanted, with a progress bar if that takes long."""
-    from tqdm.auto import tqdm
-
     channels, height, width = facts.shape
     pixels = np.empty((len(rows), height, width, channels), np.uint8)
-    bar = tqdm(rows.tolist(), desc=f"decoding {facts.title}", unit="image", delay=2)
+    bar = runtime.progress_bar(iterable=rows.tolist(), desc=f"decoding {facts.title}", unit="image")
     for place, row in enumerate(bar):
         picture = open_picture(paths[row], (width, height))
         picture = picture.convert("L" if channels == 1 else "RGB")

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 T = TypeVar("T")
 
@@ -150,6 +151,15 @@ def _check_seed(seed: Any) -> None:
         raise TypeError(f"seed: expected a whole number, got {seed!r}")
     if not -(2**63) <= int(seed) < 2**64:
         raise ValueError(f"seed: expected a number that fits 64 bits, got {seed!r}")
+
+
+def progress_bar(shown: bool = True, **settings: Any) -> tqdm:
+    """Return a bar that appears after two seconds; with ``TQDM_DISABLE=1`` none ever does.
+
+    Building the book sets that: a bar is written to stderr, where pages have nothing.
+    """
+    hidden = not shown or os.environ.get("TQDM_DISABLE", "0") != "0"
+    return tqdm(delay=2, disable=hidden, **settings)
 
 
 def keep_freed_memory() -> bool:

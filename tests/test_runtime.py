@@ -91,3 +91,13 @@ def test_keeping_freed_memory_says_whether_it_could(monkeypatch):
     assert isinstance(runtime.keep_freed_memory(), bool)
     monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
     assert runtime.keep_freed_memory() is False
+
+
+def test_no_bar_where_pages_are_built(monkeypatch, capsys):
+    monkeypatch.setenv("TQDM_DISABLE", "1")
+    assert list(runtime.progress_bar(iterable=[1, 2])) == [1, 2]
+    assert runtime.progress_bar().disable and runtime.progress_bar(False).disable
+    monkeypatch.setenv("TQDM_DISABLE", "0")
+    assert not runtime.progress_bar().disable
+    monkeypatch.delenv("TQDM_DISABLE")
+    assert not runtime.progress_bar().disable and runtime.progress_bar(False).disable

@@ -13,7 +13,6 @@ from typing import Any, TypedDict
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from landscape_lib import runtime
 from landscape_lib.curvature.risk import Batches, Risk, Sum, check_batchnorm, dtype_of, loss_in
@@ -167,9 +166,7 @@ class Hessian:
     def working(self, title: str, products: int | None = None) -> Iterator[None]:
         """Show progress within a block, in batches times vectors; the total may be unknown."""
         total = None if products is None else products * len(self._data)
-        with tqdm(
-            desc=title, total=total, unit="batch", delay=2, disable=not self._progress
-        ) as bar:
+        with runtime.progress_bar(self._progress, desc=title, total=total, unit="batch") as bar:
             self._data.tick = bar.update
             try:
                 yield

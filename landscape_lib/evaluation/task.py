@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import nn
 from tqdm import tqdm
 
+from landscape_lib import runtime
 from landscape_lib.evaluation import precision
 from landscape_lib.evaluation.batches import Group, own
 from landscape_lib.evaluation.distribute import run_chunks
@@ -166,13 +167,12 @@ def run_all(
         chunk_size = points_at_once(
             model.work, model.size, first.size // len(first.passes), model.device
         )
-    bar = tqdm(
+    bar = runtime.progress_bar(
+        progress,
         desc=f"{tqdm.format_sizeof(task.flops_per_point)}FLOP/point",
         total=len(wanted),
         initial=len(wanted) - len(pending),
         unit="point",
-        delay=2,
-        disable=not progress,
     )
     chunks = [pending[k : k + chunk_size] for k in range(0, len(pending), chunk_size)]
     if executor is None:

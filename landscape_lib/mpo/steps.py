@@ -11,13 +11,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from landscape_lib.fingerprint import digest, digest_without_weights
 from landscape_lib.mpo.cells import Cells
 from landscape_lib.mpo.draws import Objective, Plan
 from landscape_lib.mpo.fitted import MPOFit
 from landscape_lib.mpo.span import Span
+from landscape_lib.runtime import progress_bar
 from landscape_lib.training.checkpoint import History, Run
 from landscape_lib.training.train import Augment
 from landscape_lib.weights import Weights, unflatten
@@ -60,7 +60,7 @@ class Fitting:
         settings, history = self.plan.settings, self.run.history
         done, seen, started = len(history.batch_losses), list[Tensor](), time.perf_counter()
         total = settings.iterations
-        bar = tqdm(total=total, initial=done, unit="step", delay=2, disable=not progress)
+        bar = progress_bar(progress, total=total, initial=done, unit="step")
         with bar:
             for cells, chosen in self.plan.iterations(done):
                 if self._is_reached():

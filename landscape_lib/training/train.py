@@ -112,7 +112,7 @@ def train(
         if record_every is not None and not run.history.trajectory:
             run.record(0)
         done, total = len(run.history.batch_losses), epochs * steps
-        bar = tqdm(total=total, initial=done, unit="step", delay=2, disable=not progress)
+        bar = runtime.progress_bar(progress, total=total, initial=done, unit="step")
         with bar:
             for epoch in range(len(run.history.epochs), epochs):
                 row = training.epoch(epoch + 1, steps, bar)

@@ -45,6 +45,7 @@ def browser() -> Iterator[Browser]:
 # and it configures the same kernel service twice.
 FROM_THE_THEME = re.compile(
     r"Access to font at 'file:|Failed to load resource: .*\.woff2\b"
+    r"|^A preload for 'file:.*\.woff2' is found, but is not used"
     r"|^Identifier 'THEBE_JS_URL' has already been declared$"
 )
 

@@ -98,3 +98,28 @@ def test_its_widgets_react(open_page: OpenPage, name: str, look: dict[str, Any])
             assert slider.input_value() in ("0", last)
             after = drawn(widget)
             assert before[0] != after[0] and before[1] != after[1], f"{label}: the same picture"
+
+
+A4 = 794  # CSS pixels
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_it_prints_on_a4_from_dark_mode_in_the_colours_of_light_mode(
+    open_page: OpenPage, name: str
+) -> None:
+    page = open_page(HTML / name, width=A4, dark=True)
+    page.locator("html[data-theme=dark] main").wait_for()
+    page.emulate_media(media="print")
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert page.evaluate("document.documentElement.dataset.theme") == "light"
+    cut = page.evaluate(
+        """() => [...document.querySelectorAll("article :is(pre, table, img, svg, canvas)")]
+            .filter((e) => e.offsetParent && !e.closest(".ll-sr, [hidden]"))
+            .filter((e) => e.scrollWidth > e.clientWidth + 1
+                && getComputedStyle(e).overflowX != "visible"
+                || e.getBoundingClientRect().right > innerWidth + 1)
+            .map((e) => e.tagName + " " + e.textContent.trim().slice(0, 60))"""
+    )
+    assert cut == []
+    page.evaluate("dispatchEvent(new Event('afterprint'))")
+    assert page.evaluate("document.documentElement.dataset.theme") == "dark"
