@@ -34,4 +34,8 @@ def line_search(parameters: Iterable[Tensor], **settings: Any) -> Optimizer:
 
             return super().step(both)
 
-    return LineSearch(parameters, **settings)
+    search = LineSearch(parameters, **settings)
+    # It keeps its averages on the first GPU, wherever the model is.
+    for average in ("avg_decrease", "avg_gradient_norm"):
+        setattr(search, average, getattr(search, average).to(search.params[0].device))
+    return search
