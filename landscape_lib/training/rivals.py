@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -20,6 +21,10 @@ def line_search(parameters: Iterable[Tensor], **settings: Any) -> Optimizer:
     """
     from salsa.SaLSA import SaLSA
 
+    parameters = list(parameters)
+    # Its own choice is the first GPU, wherever the model is.
+    vars(sys.modules[SaLSA.__module__])["device"] = parameters[0].device
+
     class LineSearch(SaLSA):
         closure_without_backward = True
 
@@ -34,8 +39,4 @@ def line_search(parameters: Iterable[Tensor], **settings: Any) -> Optimizer:
 
             return super().step(both)
 
-    search = LineSearch(parameters, **settings)
-    # It keeps its averages on the first GPU, wherever the model is.
-    for average in ("avg_decrease", "avg_gradient_norm"):
-        setattr(search, average, getattr(search, average).to(search.params[0].device))
-    return search
+    return LineSearch(parameters, **settings)
