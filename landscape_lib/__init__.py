@@ -38,6 +38,7 @@ __all__ = [
     "StoreMismatch",
     "Weights",
     "batchnorm",
+    "comparison",
     "cost",
     "curvature",
     "data",
@@ -56,6 +57,7 @@ __all__ = [
     "recipes",
     "refine",
     "results",
+    "rivals",
     "runtime",
     "slices",
     "train",
@@ -70,12 +72,14 @@ runtime.keep_freed_memory()
 
 # Imported on first use: evaluation needs none of them.
 _ROOMS = {
+    "comparison": "training.comparison",
     "curvature": "curvature",
     "figures": "figures",
     "mpo": "mpo",
     "patterns": "mpo.patterns",
     "plots": "plots",
     "recipes": "training.recipes",
+    "rivals": "training.rivals",
     "widgets": "widgets",
 }
 

@@ -1,0 +1,37 @@
+"""Optimisers of other people, in the form in which ours are called."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+
+def line_search(parameters: Iterable[Tensor], **settings: Any) -> Optimizer:
+    """Return SaLSA, an Armijo line search along Adam's direction (Kenneweg et al., 2024).
+
+    Armijo line searches for minibatches: Vaswani et al. 2019. Needs ``salsa-optimizer``.
+
+    Args:
+        parameters: of the model.
+        **settings: of ``salsa.SaLSA``; ``c`` is the share of the linear decrease that is asked for.
+    """
+    from salsa.SaLSA import SaLSA
+
+    class LineSearch(SaLSA):  # type: ignore[misc]
+        closure_without_backward = True
+
+        def step(self, closure: Callable[[], Tensor]) -> Any:
+            def both(backwards: bool = False) -> Tensor:
+                if backwards:
+                    self.zero_grad()
+                loss = closure()
+                if backwards:
+                    loss.backward()
+                return loss
+
+            return super().step(both)
+
+    return LineSearch(parameters, **settings)
