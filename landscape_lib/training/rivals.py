@@ -20,7 +20,7 @@ def line_search(parameters: Iterable[Tensor], **settings: Any) -> Optimizer:
     """
     from salsa.SaLSA import SaLSA
 
-    class LineSearch(SaLSA):  # type: ignore[misc]
+    class LineSearch(SaLSA):
         closure_without_backward = True
 
         def step(self, closure: Callable[[], Tensor]) -> Any:
