@@ -10,6 +10,28 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 
+def sam(parameters: Iterable[Tensor], **settings: Any) -> Optimizer:
+    """Return sharpness-aware minimization around SGD (Foret et al., 2021).
+
+    A step takes two gradients of one batch: at the weights, and at a distance ``rho`` up the first.
+    Needs ``pytorch_optimizer``.
+
+    Args:
+        parameters: of the model.
+        **settings: ``rho``, and those of ``torch.optim.SGD``.
+    """
+    from pytorch_optimizer import SAM
+
+    class Sharpness(SAM):
+        def step(self, closure: Any = None) -> Any:
+            with torch.enable_grad():
+                loss = closure()
+            super().step(closure)
+            return loss
+
+    return Sharpness(parameters, torch.optim.SGD, **settings)
+
+
 def line_search(parameters: Iterable[Tensor], **settings: Any) -> Optimizer:
     """Return SaLSA, an Armijo line search along Adam's direction (Kenneweg et al., 2024).
 
@@ -36,25 +58,3 @@ def line_search(parameters: Iterable[Tensor], **settings: Any) -> Optimizer:
             return super().step(both)
 
     return LineSearch(parameters, **settings)
-
-
-def sam(parameters: Iterable[Tensor], **settings: Any) -> Optimizer:
-    """Return sharpness-aware minimization around SGD (Foret et al., 2021).
-
-    A step takes two gradients of one batch: at the weights, and at a distance ``rho`` up the first.
-    Needs ``pytorch_optimizer``.
-
-    Args:
-        parameters: of the model.
-        **settings: ``rho``, and those of ``torch.optim.SGD``.
-    """
-    from pytorch_optimizer import SAM
-
-    class Sharpness(SAM):
-        def step(self, closure: Callable[[], Tensor]) -> Any:
-            with torch.enable_grad():
-                loss = closure()
-            super().step(closure)
-            return loss
-
-    return Sharpness(parameters, torch.optim.SGD, **settings)
