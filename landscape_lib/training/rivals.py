@@ -6,8 +6,31 @@ import sys
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.optim import Optimizer
+
+
+def sam(parameters: Iterable[Tensor], **settings: Any) -> Optimizer:
+    """Return sharpness-aware minimization around SGD (Foret et al., 2021).
+
+    A step takes two gradients of one batch: at the weights, and at a distance ``rho`` up the first.
+    Needs ``pytorch_optimizer``.
+
+    Args:
+        parameters: of the model.
+        **settings: ``rho``, and those of ``torch.optim.SGD``.
+    """
+    from pytorch_optimizer import SAM
+
+    class Sharpness(SAM):
+        def step(self, closure: Any = None) -> Any:
+            with torch.enable_grad():
+                loss = closure()
+            super().step(closure)
+            return loss
+
+    return Sharpness(parameters, torch.optim.SGD, **settings)
 
 
 def line_search(parameters: Iterable[Tensor], **settings: Any) -> Optimizer:
