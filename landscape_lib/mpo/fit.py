@@ -48,7 +48,7 @@ def fit(
     tau: float = TAU,
     high_weight: float = 1.0,
     shared_batch: bool | None = None,
-    prune: bool = True,
+    prune: bool | int = True,
     parametrization: str = "paper",
     initialization: str = "xavier",
     origin: Weights | None = None,
@@ -98,7 +98,9 @@ def fit(
         high_weight: c, the weight of the HIGH cells.
         shared_batch: all cells see the same images (the paper), or each cell has its own: less
             alike and therefore a better gradient, for the same arithmetic.
-        prune: do not train cells whose neighbours are all of their class (the paper).
+        prune: do not train cells whose neighbours are all of their class (the paper). A number k of
+            2 or more still trains every k-th of them along each axis: in the middle of large areas
+            the loss does not always follow.
         parametrization: ``"paper"`` or ``"code"``, see :class:`landscape_lib.mpo.span.Span`.
         initialization: ``"xavier"`` (the paper) or ``"pytorch"`` (the authors' code), see
             :func:`landscape_lib.mpo.span.initial_vectors`.
