@@ -6,7 +6,7 @@ INDEX := _build/html/index.html
 export LANDSCAPE_SCALE := book
 
 .NOTPARALLEL:
-.PHONY: help book test lint results run figures strip benchmarks serve repository clean
+.PHONY: help book test lint results run figures strip benchmarks pages serve repository clean
 
 help: ## list these targets
 	@awk -F ': .*## ' '/^[a-z]+:.*## /{printf "make %-11s %s\n", $$1, $$2}' Makefile
@@ -56,6 +56,9 @@ strip: .venv/test.stamp ## clear the notebooks' outputs, but for cells marked ke
 benchmarks: .venv/book.stamp ## measure speed on this machine, an idle one: an hour
 	$(BIN)/python -m pip install --quiet ".[benchmarks]"
 	for name in against guests rates methods scaling fewer pictures; do $(BIN)/python benchmarks/$$name.py || exit 1; done
+
+pages: ## print what the built pages weigh, how wide they are, when the first figure shows
+	$(BIN)/python tests/built_pages.py
 
 serve: ## show the built book in a browser, through a small server of this machine
 	@test -f $(INDEX) || { echo "There is no book yet: make book"; exit 1; }

@@ -38,6 +38,22 @@ FIGURES = {
     "MPO Fig. 6": 9,
 }
 
+_HEAD = """\
+# Figure index
+
+Every figure of the two sources, whether its finding was reproduced, and in which chapter. Each
+verdict follows from a **rule** that the chapter states before the numbers are seen; below the table
+stand rule and numbers of each. This page is generated from what the chapters print.
+
+| figure | finding | where |
+|---|---|---|"""
+_WORDS = {
+    "measured": "Measured",
+    "rule": "Rule",
+    "paper": "In the source",
+    "here": "Here",
+    "cost": "Cost",
+}
 _FIELDS = ("figure", "claim", "paper", "here", "cost", "measured", "rule", "verdict")
 _OPTIONAL = {"rule"}
 
@@ -104,36 +120,34 @@ def write_index(book: Path) -> Path:
     Raises:
         ValueError: a notebook holds a finding that is not as :func:`finding` prints it.
     """
-    findings = {
-        record["figure"]: record for path in chapters(book) for record in read_findings(path)
-    }
-    lines = [
-        "# Figure index",
-        "",
-        "Every figure of the two sources, where it stands in this book, and whether its finding",
-        "was reproduced. This page is generated from what the chapters print; the numbers behind",
-        "each verdict stand in the chapter.",
-        "",
-        "| figure | where | in the source | here | cost | finding |",
-        "|---|---|---|---|---|---|",
-    ]
-    to_come = []
-    for figure, chapter in FIGURES.items():
-        record = findings.get(figure)
-        if record is None:
-            to_come.append(f"{figure} (chapter {chapter})")
-        else:
-            r = {field: text.replace("|", r"\|") for field, text in record.items()}
-            rule = f". Rule: {r['rule']}" if "rule" in r else ""
+    found: dict[str, list[dict[str, str]]] = {figure: [] for figure in FIGURES}
+    for chapter in chapters(book):
+        for record in read_findings(chapter):
+            found[record["figure"]].append(record)
+    lines = _HEAD.splitlines()
+    for figure, records in found.items():
+        if not records:
+            lines.append(f"| {figure} | in preparation | chapter {FIGURES[figure]} |")
+        for record in records:
             lines.append(
-                f"| {figure} | [chapter {chapter}]({r['link']}) | {r['paper']} | {r['here']} "
-                f"| {r['cost']} | **{r['verdict']}**: {r['measured']}{rule} |"
+                f"| [{figure}](#{_slug(figure, set())}) | **{record['verdict']}** "
+                f"| {_where(record)} |"
             )
-    if to_come:
-        lines += ["", f"In preparation: {', '.join(to_come)}."]
+    for figure, records in found.items():
+        if records:
+            lines += ["", f"## {figure}"]
+        for record in records:
+            verdict = f"**{record['verdict'].capitalize()}**, {_where(record)}."
+            lines += ["", f"{verdict} Claim: {record['claim']}.", ""]
+            lines += [f"- **{_WORDS[f]}:** {record[f]}" for f in _WORDS if f in record]
     path = book / "figures.md"
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return path
+
+
+def _where(record: dict[str, str]) -> str:
+    """Link to the chapter that printed a finding."""
+    return f"[chapter {int(record['link'][:2])}]({record['link']})"
 
 
 def chapters(book: Path) -> list[Path]:

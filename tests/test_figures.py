@@ -74,7 +74,7 @@ def test_the_rule_of_a_verdict_stands_before_it_and_in_the_index(tmp_path, capsy
     path = notebook(tmp_path, markdown("# A line"), code(text))
     assert read_findings(path)[0]["rule"] == rule
     index = write_index(tmp_path).read_text()
-    assert f"{FINDING['measured']}. Rule: {rule} |" in index
+    assert f"- **Measured:** {FINDING['measured']}\n- **Rule:** {rule}\n" in index
     assert "rule" not in printed(capsys)
 
 
@@ -168,25 +168,28 @@ def test_the_index_holds_every_figure_of_both_sources(tmp_path, capsys):
     notebook(tmp_path, markdown("# Norms"), code(other), name="10_norms.ipynb")
     path = write_index(tmp_path)
     assert path == tmp_path / "figures.md"
-    rows = path.read_text(encoding="utf-8").splitlines()
-    *rows, _, to_come = rows[rows.index("|---|---|---|---|---|---|") + 1 :]
-    here = [re.match(r"\| (.+?) \|", row).group(1) for row in rows]
-    assert here == ["Report Fig. 2", "MPO Fig. 4a"]
-    assert to_come.startswith(
-        "In preparation: Report Fig. 1 (chapter 1), Report Fig. 3 (chapter 3)"
+    text = path.read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (.+) \| (.+) \| (.+) \|$", text, flags=re.MULTILINE)[1:]
+    assert [re.sub(r"^\[(.+)\]\(.*\)$", r"\1", row[0]) for row in rows] == list(FIGURES)
+    assert rows[0] == ("Report Fig. 1", "in preparation", "chapter 1")
+    assert rows[1] == (
+        "[Report Fig. 2](#report-fig-2)",
+        "**partly reproduced**",
+        "[chapter 2](02_a_line.ipynb#a-line)",
     )
-    for figure in FIGURES:  # each stands in one of the two places
-        assert (figure in here) != (f"{figure} (chapter {FIGURES[figure]})" in to_come)
-    for row in rows:  # six cells in each
-        assert len(re.findall(r"(?<!\\)\|", row)) == 7
-    assert rows[0] == (
-        "| Report Fig. 2 | [chapter 2](02_a_line.ipynb#a-line) "
-        "| maxout network on MNIST, 401 points "
-        r"| a\|b | seconds, computed in the chapter "
-        r"| **partly reproduced**: \|Δ\| < 0.1 \| sharp |"
-    )
-    assert rows[1].startswith("| MPO Fig. 4a | [chapter 10](10_norms.ipynb#norms) |")
-    assert "**not reproduced**" in rows[1]
+    below = text[text.index("## Report Fig. 2\n") :]
+    assert "- **Measured:** |Δ| < 0.1 | sharp\n- **In the source:** maxout network" in below
+    assert "- **Here:** a|b\n- **Cost:** seconds, computed in the chapter\n" in below
+    assert "**Not reproduced**, [chapter 10](10_norms.ipynb#norms)." in below
+
+
+def test_a_figure_of_two_chapters_has_two_findings(tmp_path, capsys):
+    one = printed(capsys, figure="MPO Fig. 1", paper="Fashion-MNIST and CIFAR-10")
+    for name in ("08_sights", "09_photographs"):
+        notebook(tmp_path, markdown("# T"), code(one), name=f"{name}.ipynb")
+    index = write_index(tmp_path).read_text()
+    assert index.count("| [MPO Fig. 1](#mpo-fig-1) |") == 2
+    assert index.count("## MPO Fig. 1\n") == 1
 
 
 @pytest.mark.parametrize(

@@ -8,17 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from built_pages import DESKTOP, PHONE, start
 from playwright.sync_api import Browser, ConsoleMessage, Page, Route, expect, sync_playwright
 
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--no-first-run",
-]
-DESKTOP, PHONE = 1280, 390
 # The longest wait, in milliseconds: not how fast a page is, only the end of what hangs. Each test
 # that fails may take as long, so not the half hour that a chapter gets.
 HANG_MS = 300_000
@@ -43,7 +35,7 @@ def browser() -> Iterator[Browser]:
         message = "Chromium is not installed: no browser to open the pages with"
         pytest.fail(message) if os.environ.get("CI") else pytest.skip(message)
     with sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=chromium, args=FLAGS, timeout=HANG_MS)
+        running = start(playwright, timeout=HANG_MS)
         yield running
         running.close()
 
@@ -75,7 +67,7 @@ def open_page(browser: Browser) -> Iterator[OpenPage]:
             problems.append(text)
 
     def hear_console(message: ConsoleMessage) -> None:
-        if message.type == "error":
+        if message.type in ("error", "warning"):
             hear(f"{message.text} ({message.location['url']})")
 
     def open_one(path: Path, *, width: int = DESKTOP, dark: bool = False, **settings: Any) -> Page:

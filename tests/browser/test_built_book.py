@@ -2,20 +2,15 @@
 
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
+from built_pages import DESKTOP, HTML, LARGEST, WIDEST, names, weight
 from playwright.sync_api import Locator, Page
 
 OpenPage = Callable[..., Page]
 
-HTML = Path(__file__).parents[2] / "_build" / "html"
-PAGES = sorted(
-    page.relative_to(HTML).as_posix()
-    for page in HTML.rglob("*.html")
-    if page.relative_to(HTML).parts[0] not in ("_static", "_sources")
-)
+PAGES = names()
 WITH_WIDGETS = [
     name for name in PAGES if 'class="landscape-widget"' in (HTML / name).read_text("utf-8")
 ]
@@ -63,6 +58,15 @@ def test_it_opens(open_page: OpenPage, name: str, look: dict[str, Any]) -> None:
             .every((e) => e.querySelector("mjx-container"))"""
     )
     assert page.locator("mjx-merror").count() == 0
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_nothing_is_cut_on_a_laptop_and_no_page_is_heavy(open_page: OpenPage, name: str) -> None:
+    page = open_page(HTML / name, width=DESKTOP)
+    page.locator("html[data-theme] main").wait_for()
+    widest, column = page.evaluate(WIDEST)
+    assert widest <= column
+    assert weight(name) < LARGEST
 
 
 def drawn(widget: Locator) -> tuple[str, bytes]:
