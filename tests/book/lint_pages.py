@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 BOOK = Path(__file__).parents[2] / "book"
-TO_DO = {"08", "09"}
+TO_DO: set[str] = set()
 
 WIDTH = 76  # characters in a line of a laptop's column
 PHONE = 42  # characters in a line of prose on a phone
