@@ -22,7 +22,7 @@ DRAWS = re.compile(r"^(plt\.\w+|(ll\.)?plots\.(curve|heat|gallery|downloads))$")
 SHOWS = re.compile(r"^(ll\.)?widgets\.\w+$")
 PICTURE = re.compile(r"!\[|^:::\{(figure|image)\}|^```\{(figure|image)\}|<img ", re.MULTILINE)
 # Settings, as in pool=True or 'pool': True, say what was done; they are no evidence.
-TRUTH = re.compile(r"(?<![=\w])(?<!': )\b(True|False)\b")
+TRUTH = re.compile(r"(?<![=\w])(?<!': )(?<!&#x27;: )\b(True|False)\b")
 
 Cell = dict[str, Any]
 
