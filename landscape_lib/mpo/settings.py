@@ -37,7 +37,7 @@ PAPER_EPOCHS = 100  # the budget of the authors' program: 11,800 steps on Fashio
 DRAWS, FEWEST_STEPS = 500, 1000
 
 PROCEDURES: dict[str, dict[str, Any]] = {
-    # Among the best rows of chapter 8, "What makes a fit fast": images of its own for each
+    # Among the best rows of the page on speed, "What makes a fit fast": images of its own for each
     # cell, few of them, and many steps. Not one image only, which is best there, with an MLP: batch
     # norm has no statistics of one, and a small CNN showed details worse.
     "fast": {
