@@ -54,7 +54,7 @@ def weight(name: str) -> int:
     """Return the bytes of a page and of the pictures in it."""
     path = HTML / name
     text = path.read_text("utf-8")
-    pictures = set(re.findall(r'<img\b[^>]*\bsrc="([^":?#]+)', text))
+    pictures = set(re.findall(r'<img\b[^>]*\bsrc="(?!data:)([^"?#]+)', text))
     return len(text.encode()) + sum((path.parent / unquote(p)).stat().st_size for p in pictures)
 
 
