@@ -31,7 +31,7 @@ def coordinates(pattern: Pattern) -> FloatArray:
     return grid[:, ::-1].astype(np.float64)
 
 
-def trained_cells(pattern: Pattern, prune: bool) -> tuple[Tensor, Tensor]:
+def trained_cells(pattern: Pattern, prune: bool | int) -> tuple[Tensor, Tensor]:
     """Return the indices of the LOW and of the HIGH cells that are trained."""
     classes = patterns.trained(pattern, prune)
     low, high = (torch.from_numpy(np.flatnonzero(classes == kind)) for kind in (1, -1))

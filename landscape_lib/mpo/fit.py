@@ -48,7 +48,7 @@ def fit(
     tau: float = TAU,
     high_weight: float = 1.0,
     shared_batch: bool | None = None,
-    prune: bool = True,
+    prune: bool | int = True,
     parametrization: str = "paper",
     initialization: str = "xavier",
     origin: Weights | None = None,
@@ -81,12 +81,13 @@ def fit(
         pattern: d-dimensional, 1 for LOW and 0 for HIGH, or rows of text; see ``patterns``.
         data: training set with tensors ``x`` (N, ...) and ``y`` (N, ...).
         procedure: gives ``iterations``, ``cells``, ``batch_size``, ``lr``, ``shared_batch`` and
-            ``schedule`` where they are ``None``. ``"fast"`` is among the best of chapter 8's table
-            for its work: up to 24 + 24 cells with 4 images of its own each, one cycle of the rate
-            up to 2e-3, and so many steps, 1,000 or more, that a cell is drawn 500 times on average.
-            ``"paper"``: 50 cells that share one minibatch at a constant 3e-4 are the paper's; that
-            this means 50 LOW and 50 HIGH ones, the 512 images and the 100 epochs (11,800 steps on
-            Fashion-MNIST) are the authors' code's. In a smaller data set a minibatch is all of it.
+            ``schedule`` where they are ``None``. ``"fast"`` is among the best for its work (page
+            "How fast is it?"): up to 24 + 24 cells with 4 images of its own each, one cycle of the
+            rate up to 2e-3, and so many steps, 1,000 or more, that a cell is drawn 500 times on
+            average.
+            ``"paper"``: 50 cells that share 512 images at a constant 3e-4 are the paper's; that
+            this means 50 LOW and 50 HIGH ones, and the 100 epochs (11,800 steps on Fashion-MNIST),
+            are the authors' code's. In a smaller data set a minibatch is all of it.
         iterations: steps.
         cells: how many LOW and how many HIGH cells per iteration, two numbers or one for both; all
             if there are fewer.
@@ -98,7 +99,9 @@ def fit(
         high_weight: c, the weight of the HIGH cells.
         shared_batch: all cells see the same images (the paper), or each cell has its own: less
             alike and therefore a better gradient, for the same arithmetic.
-        prune: do not train cells whose neighbours are all of their class (the paper).
+        prune: do not train cells whose neighbours are all of their class (the paper). A number k of
+            2 or more still trains every k-th of them along each axis: in the middle of large areas
+            the loss does not always follow.
         parametrization: ``"paper"`` or ``"code"``, see :class:`landscape_lib.mpo.span.Span`.
         initialization: ``"xavier"`` (the paper) or ``"pytorch"`` (the authors' code), see
             :func:`landscape_lib.mpo.span.initial_vectors`.

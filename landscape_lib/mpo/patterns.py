@@ -226,12 +226,20 @@ def prune(pattern: ArrayLike) -> NDArray[np.int8]:
     return np.where(uniform, 0, np.where(cells, 1, -1)).astype(np.int8)
 
 
-def trained(pattern: Pattern, pruned: bool = True) -> NDArray[np.int8]:
+def trained(pattern: Pattern, pruned: bool | int = True) -> NDArray[np.int8]:
     """Say which cells a fit trains: +1 for LOW, -1 for HIGH, 0 for those left out, if any are.
 
-    A pattern of a single cell is ordinary training, and nothing of it is left out.
+    A pattern of a single cell is ordinary training, and nothing of it is left out. A number k of 2
+    or more keeps, of the cells that pruning leaves out, every k-th along each axis.
     """
-    return prune(pattern) if pruned and pattern.size > 1 else np.where(pattern, 1, -1).astype("i1")
+    cells = np.where(pattern, 1, -1).astype(np.int8)
+    if not pruned or pattern.size == 1:
+        return cells
+    kinds = prune(pattern)
+    if pruned is not True:
+        some = (slice(None, None, int(pruned)),) * pattern.ndim
+        kinds[some] = cells[some]
+    return kinds
 
 
 def _read_rows(rows: Sequence[Any]) -> list[list[bool]]:

@@ -37,7 +37,7 @@ PAPER_EPOCHS = 100  # the budget of the authors' program: 11,800 steps on Fashio
 DRAWS, FEWEST_STEPS = 500, 1000
 
 PROCEDURES: dict[str, dict[str, Any]] = {
-    # Among the best rows of chapter 8, "What makes a fit fast": images of its own for each
+    # Among the best rows of the page on speed, "What makes a fit fast": images of its own for each
     # cell, few of them, and many steps. Not one image only, which is best there, with an MLP: batch
     # norm has no statistics of one, and a small CNN showed details worse.
     "fast": {
@@ -72,7 +72,7 @@ class Settings:
     tau: float
     high_weight: float
     shared_batch: bool
-    prune: bool
+    prune: bool | int
     parametrization: str
     initialization: str
     scale: float
@@ -166,9 +166,14 @@ def _check(settings: Settings) -> None:
     for name, choices in CHOICES.items():
         if getattr(settings, name) not in choices:
             raise ValueError(f"{name}: expected one of {choices}, got {getattr(settings, name)!r}")
-    for name in ("shared_batch", "prune"):
-        if not isinstance(getattr(settings, name), bool):
-            raise TypeError(f"{name}: expected True or False, got {getattr(settings, name)!r}")
+    if not isinstance(settings.shared_batch, bool):
+        raise TypeError(f"shared_batch: expected True or False, got {settings.shared_batch!r}")
+    if not isinstance(settings.prune, bool) and (
+        not isinstance(settings.prune, int) or settings.prune < 2
+    ):
+        raise TypeError(
+            f"prune: expected True, False or a whole number of 2 or more, got {settings.prune!r}"
+        )
     _check_number("lr", settings.lr, above=0)
     _check_number("scale", settings.scale, above=0)
     _check_number("high_weight", settings.high_weight, least=0)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 BOOK = Path(__file__).parents[2] / "book"
-TO_DO = {"08", "09"}
+TO_DO: set[str] = set()
 
 WIDTH = 76  # characters in a line of a laptop's column
 PHONE = 42  # characters in a line of prose on a phone
@@ -23,7 +23,7 @@ DRAWS = re.compile(r"^(plt\.\w+|(ll\.)?plots\.(curve|heat|gallery|downloads))$")
 SHOWS = re.compile(r"^(ll\.)?widgets\.\w+$")
 PICTURE = re.compile(r"!\[|^:::\{(figure|image)\}|^```\{(figure|image)\}|<img ", re.MULTILINE)
 # Settings, as in pool=True or 'pool': True, say what was done; they are no evidence.
-TRUTH = re.compile(r"(?<![=\w])(?<!': )\b(True|False)\b")
+TRUTH = re.compile(r"(?<![=\w])(?<!': )(?<!&#x27;: )\b(True|False)\b")
 
 Cell = dict[str, Any]
 

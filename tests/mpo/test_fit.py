@@ -764,6 +764,8 @@ MISTAKES: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "schedule": ({"schedule": "cosine"}, ValueError, "schedule: expected one of .* got 'cosine'"),
     "method": ({"method": "fast"}, ValueError, "method: expected one of .* got 'fast'"),
     "shared": ({"shared_batch": 1}, TypeError, "shared_batch: expected True or False, got 1"),
+    "pruned 1": ({"prune": 1}, TypeError, "prune: expected True, False or a whole number of 2"),
+    "pruned a half": ({"prune": 2.5}, TypeError, "whole number of 2 or more, got 2.5"),
     "chunk": ({"chunk_size": 0}, ValueError, "chunk_size: expected a whole number"),
     "record": ({"record_every": -1}, ValueError, "record_every: expected a whole number"),
     "dtype": ({"dtype": torch.int8}, ValueError, "dtype: expected a floating-point torch.dtype"),

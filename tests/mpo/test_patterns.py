@@ -203,6 +203,15 @@ def test_pruning_against_its_definition_in_any_dimension(shape):
         assert got[cell] == expected
 
 
+def test_every_kth_cell_that_pruning_leaves_out_can_be_kept():
+    half = patterns.from_drawing(["####...."] * 7)  # cells next to the border of both: columns 3, 4
+    kept = patterns.trained(half, 3)
+    trained = [f"{r}{c}" for r, c in zip(*np.nonzero(kept), strict=True)]
+    lattice = {f"{r}{c}" for r in (0, 3, 6) for c in (0, 3, 6)}
+    assert set(trained) == lattice | {f"{r}{c}" for r in range(7) for c in (3, 4)}
+    assert np.array_equal(kept[kept != 0] > 0, half[kept != 0])
+
+
 # --- mistakes -----------------------------------------------------------------------------------
 
 HUGE = np.broadcast_to(np.array([0, 1] * 4096, dtype=np.int8), (1 << 20, 8192))
