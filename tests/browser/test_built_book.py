@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from built_pages import DESKTOP, HTML, LARGEST, WIDEST, names, weight
+from lint_pages import TO_DO
 from playwright.sync_api import Locator, Page
 
 OpenPage = Callable[..., Page]
@@ -64,6 +65,8 @@ def test_it_opens(open_page: OpenPage, name: str, look: dict[str, Any]) -> None:
 def test_nothing_is_cut_on_a_laptop_and_no_page_is_heavy(open_page: OpenPage, name: str) -> None:
     page = open_page(HTML / name, width=DESKTOP)
     page.locator("html[data-theme] main").wait_for()
+    if any(f"/{chapter}_" in name for chapter in TO_DO):
+        pytest.skip("a page that is still to be put into the form")
     widest, column = page.evaluate(WIDEST)
     assert widest <= column
     assert weight(name) < LARGEST
