@@ -98,13 +98,6 @@ def module_with(factor: int) -> types.ModuleType:
     return helpers
 
 
-def imports(statement: str, factor: int) -> Any:
-    """Return a function that reads a user's module which it imports when it runs."""
-    sys.modules["helpers"] = module_with(factor)
-    sys.modules["helpers"].__dict__["inner"] = module_with(factor)
-    return of(f"def f(o, t):\n    {statement}")
-
-
 def holding(kind: type, factor: int) -> Any:
     held = type("Held", (kind,), {"__module__": "written"})()
     held.factor = factor
@@ -197,8 +190,6 @@ PAIRS: dict[str, Callable[[int], Any]] = {
     ),
     "closure over a module": lambda k: of(CLOSURE.format(".factor", "h"), h=module_with(k)),
     "module as attribute": lambda k: setattr(m := net(), "h", module_with(k)) or m,
-    "an import inside": lambda k: imports("import helpers as h; return h.inner.factor", k),
-    "a name imported inside": lambda k: imports("from helpers import factor; return factor", k),
     "a wrapper of torch's name": lambda k: of(
         f"@functools.wraps(F.mse_loss)\ndef f(o, t): return {k}", functools=functools
     ),
@@ -333,6 +324,24 @@ def test_weights_of_a_module_that_a_model_has_not_registered_count():
         assert digest_without_weights(model) == before
         model.held[0].weight.add_(1)
     assert digest_without_weights(model) != before != digest_without_weights(other)
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "import helpers as h; return h.inner.factor",
+        "import helpers; return helpers.factor",
+        "from helpers import factor; return factor",
+    ],
+)
+def test_what_a_function_imports_when_it_runs_counts(monkeypatch, statement):
+    def found(factor: int) -> str:
+        module = module_with(factor)
+        module.__dict__["inner"] = module_with(factor)
+        monkeypatch.setitem(sys.modules, "helpers", module)
+        return digest(of(f"def f(o, t):\n    {statement}"))
+
+    assert found(1) == found(1) != found(2)
 
 
 def test_what_is_nested_too_deep_is_unknown():
