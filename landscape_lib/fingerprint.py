@@ -1,8 +1,9 @@
 """Digests that say whether two computations are the same, and where they differ.
 
 A function counts with its code, its defaults, what it closes over and the globals that it reads; an
-object with its class and all that it holds; a tensor with every bit. What is installed, torch or
-the standard library, counts by its name. A digest is the same in every process.
+object with its class and all that it holds; a tensor with every bit. What is found by its name in
+what is installed, torch or the standard library, counts by that name. A digest is the same in every
+process.
 
 What cannot be looked into, such as a lock or a generator that is running, is *unknown*: its digest
 begins with ``UNKNOWN`` and holds for that very object in this process alone, so that nothing that
@@ -11,22 +12,41 @@ was computed with it is ever taken for anything else.
 
 from __future__ import annotations
 
+import copy
 import copyreg
 import dis
 import enum
 import functools
 import hashlib
+import importlib.util
+import io
 import json
+import re
+import site
 import sys
 import sysconfig
 import uuid
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+import zipfile
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path, PurePath
-from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
+from types import (
+    BuiltinFunctionType,
+    ClassMethodDescriptorType,
+    CodeType,
+    FunctionType,
+    GetSetDescriptorType,
+    MappingProxyType,
+    MemberDescriptorType,
+    MethodDescriptorType,
+    MethodType,
+    ModuleType,
+    WrapperDescriptorType,
+)
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -40,10 +60,16 @@ UNKNOWN = "unknown"
 # Bytes that one thread digests at a time.
 PIECE = 4 << 20
 
-_PLAIN = (
-    *(str, bytes, bool, int, float, complex, type(None), type(...), range, PurePath, np.generic),
-    *(np.dtype, torch.dtype, torch.device, torch.layout, torch.memory_format),
+_PLAIN = {str, bytes, bool, int, float, complex, type(None), type(...), range}
+_PLAIN |= {torch.dtype, torch.device, torch.layout, torch.memory_format}
+_PLAIN_KINDS = (PurePath, np.generic, np.dtype)
+_COMPILED = (
+    *(ClassMethodDescriptorType, GetSetDescriptorType, MemberDescriptorType),
+    *(MethodDescriptorType, WrapperDescriptorType),
 )
+_TENSORS = (Tensor, nn.Parameter, nn.Buffer)
+# Kept by number in every module; what a user calls hooks is an attribute like others.
+_HOOKS = {name for name in vars(nn.Module()) if "hooks" in name}
 _PROCESS = uuid.uuid4().hex
 _KEPT: list[Any] = []  # what is unknown: its address must not become another's
 
@@ -55,21 +81,27 @@ def digest(value: Any) -> str:
 
 def digest_without_weights(model: nn.Module) -> str:
     """Return a digest of what a model computes with its parameters, of which only shapes count."""
-    return _Reader(weights=False).digest(model)
+    return _Reader(model).digest(model)
 
 
 class _Reader:
     """Reads a value part by part; one that contains itself is met again as its depth."""
 
-    def __init__(self, weights: bool = True) -> None:
-        self._weights = weights
+    def __init__(self, moved: nn.Module | None = None) -> None:
+        # Of the model whose weights and mode an evaluation or a training sets itself. Modules that
+        # it has not registered keep theirs.
+        self._modules = {id(m) for m in moved.modules()} if moved else set()
+        self._weights = {id(p) for p in moved.parameters()} if moved else set()
         self._open: dict[int, int] = {}
         self._read: dict[int, bytes] = {}
         self._held: list[Any] = []  # so that no address is used twice
         self._unknown = False
 
     def digest(self, value: Any) -> str:
-        found = self._of(value).hex()[:24]
+        try:
+            found = self._of(value).hex()[:24]
+        except RecursionError:  # nested too deep to be looked into
+            found = hashlib.blake2b(repr(self._name_unknown(value)).encode()).hexdigest()[:24]
         return f"{UNKNOWN} {found}" if self._unknown else found
 
     def _of(self, value: Any) -> bytes:
@@ -86,36 +118,49 @@ class _Reader:
         return self._read[key]
 
     def _update(self, state: Any, value: Any) -> None:
-        if isinstance(value, Tensor):
+        if id(value) in self._weights:
+            state.update(f"weight {tuple(value.shape)} {value.dtype}".encode())
+        elif isinstance(value, Tensor) and not (value.is_quantized or value.is_nested):
             state.update(f"tensor {tuple(value.shape)} {value.dtype}".encode())
             if not value.is_meta:
                 _update_with_bytes(state, _bytes_of(value))
-        elif isinstance(value, np.ndarray) and not value.dtype.hasobject:
+            if type(value) not in _TENSORS or vars(value):
+                state.update(self._of([type(value), dict(vars(value))]))
+        elif type(value) is np.ndarray and not value.dtype.hasobject:
             state.update(f"array {value.shape} {value.dtype}".encode())
             _update_with_bytes(state, np.ascontiguousarray(value).reshape(-1).view(np.uint8))
         elif isinstance(value, (set, frozenset)):
-            state.update(type(value).__name__.encode() + b"".join(sorted(map(self._of, value))))
+            state.update(type(value).__name__.encode() + b"".join(sorted(map(self._alone, value))))
         else:
             label, parts = self._parts(value)
             state.update(f"{len(label)} {label}".encode())
             for part in parts:
                 state.update(self._of(part))
 
+    def _alone(self, value: Any) -> bytes:
+        """Return what a value is, whatever else of a set was read before: its order is chance."""
+        known, self._read = self._read, {}
+        found = self._of(value)
+        self._read = known
+        return found
+
     def _parts(self, value: Any) -> tuple[str, Iterable[Any]]:
         """Return what a value is, in words, and what it is made of."""
         kind = type(value)
         name = kind.__qualname__
         if isinstance(value, enum.Enum):
-            return f"{name} {value.name}", (value.value,)
-        if isinstance(value, _PLAIN):
+            return f"{name} {value.name}", (kind, value.value)
+        if kind in _PLAIN or isinstance(value, _PLAIN_KINDS):
             return f"{name} {value!r}", ()
+        if isinstance(value, Tensor):  # quantised or nested
+            return name, self._name_unknown(value)
         if isinstance(value, CodeType):
             arguments = value.co_varnames[: value.co_argcount + value.co_kwonlyargcount]
             names = (value.co_names, value.co_freevars, arguments, value.co_exceptiontable)
             return name, (value.co_code, value.co_consts, value.co_flags, *names)
         if isinstance(value, (FunctionType, type)):
             called = f"{name} {value.__qualname__}"
-            if _is_installed(value.__module__):
+            if _is_found_by_name(value):
                 return f"{called} of {value.__module__}", ()
             parts = _of_class(value) if isinstance(value, type) else _of_function(value)
             return called, list(parts)
@@ -123,42 +168,64 @@ class _Reader:
             owner = value.__self__
             module = isinstance(owner, ModuleType) or owner is None
             return f"{name} {value.__module__}.{value.__qualname__}", () if module else (owner,)
+        if isinstance(value, _COMPILED):
+            return f"{name} {value.__name__}", (value.__objclass__,)
         if isinstance(value, ModuleType):
-            return f"{name} {value.__name__}", ()
+            held = () if _is_installed(value.__name__) else _of_python_module(value)
+            return f"{name} {value.__name__}", held
         if isinstance(value, MethodType):
             return name, (value.__func__, value.__self__)
         if isinstance(value, (staticmethod, classmethod)):
             return name, (value.__func__,)
         if isinstance(value, property):
             return name, (value.fget, value.fset, value.fdel)
+        if isinstance(value, functools.cached_property):  # Python 3.11's has a lock
+            return name, (kind, value.func, value.attrname)
         if isinstance(value, partial):
-            return name, (value.func, value.args, value.keywords)
+            return name, (kind, value.func, value.args, value.keywords, dict(vars(value)))
         if isinstance(value, slice):
             return name, (value.start, value.stop, value.step)
         if isinstance(value, torch.Generator):
             return f"{name} {value.device}", (value.get_state(),)
         if isinstance(value, nn.Module):
             return name, (kind, *self._of_module(value))
-        if isinstance(value, Mapping):
-            return name, (kind, *(part for pair in value.items() for part in pair))
-        if isinstance(value, (list, tuple)):
-            return f"{name} {len(value)}", (kind, *value)
+        if kind in (dict, MappingProxyType, WeakKeyDictionary):
+            return name, [part for pair in value.items() for part in pair]
+        if kind in (list, tuple):
+            return f"{name} {len(value)}", value
         return name, self._of_object(value)
 
     def _of_module(self, module: nn.Module) -> Iterator[Any]:
         if isinstance(module, torch.jit.ScriptModule):
-            yield from (str(module.graph), dict(module.state_dict()) if self._weights else "")
+            yield from self._of_script(module)
             return
         for name, held in sorted(vars(module).items()):
-            if "hooks" in name and isinstance(held, Mapping):
+            if name in _HOOKS:
                 if held:
                     yield from (name, list(held.values()))  # keys count up through the process
-            elif name == "_parameters" and not self._weights:
-                yield {n: p if p is None else (p.shape, p.dtype) for n, p in held.items()}
             elif isinstance(module, torch.fx.GraphModule) and name == "_graph":
                 yield module.code
-            elif name != "training":  # an evaluation or a training sets it
+            elif name != "training" or id(module) not in self._modules:
                 yield from (name, held)
+
+    def _of_script(self, module: torch.jit.ScriptModule) -> Iterator[Any]:
+        """Go through what is saved of a compiled module: the code of all parts, and attributes."""
+        if id(module) in self._modules:
+            module = copy.deepcopy(module)
+            for parameter in module.parameters():
+                parameter.data.zero_()
+            module.train()
+        content = io.BytesIO()
+        torch.jit.save(module, content)
+        with zipfile.ZipFile(content) as archive:
+            for name in sorted(archive.namelist()):
+                if not name.endswith((".debug_pkl", ".data/serialization_id")):
+                    yield re.sub(rb"\.?___torch_mangle_\d+", b"", archive.read(name))
+
+    def _name_unknown(self, value: Any) -> tuple[str, int]:
+        self._unknown = True
+        _KEPT.append(value)
+        return _PROCESS, id(value)
 
     def _of_object(self, value: Any) -> Iterable[Any]:
         try:
@@ -166,15 +233,18 @@ class _Reader:
             reducer = copyreg.dispatch_table.get(type(value))
             reduced = reducer(value) if reducer else value.__reduce_ex__(4)
         except Exception:
-            self._unknown = True
-            _KEPT.append(value)
-            return (_PROCESS, id(value))
+            return self._name_unknown(value)
+        kind = type(value)
+        # What the user's class says to pickle may be less than what it computes with; and a
+        # function in a cache is pickled by its name.
+        own = {} if _is_found_by_name(kind) else getattr(value, "__dict__", {})
+        own = sorted(own.items()) if own else getattr(value, "__wrapped__", None)
         if isinstance(reduced, str):
-            return (reduced,)
+            return (kind, reduced, own)
         made, arguments, state, *more = (*reduced, None, None, None)[:5]
         if isinstance(state, dict):
             state = sorted(state.items(), key=lambda pair: str(pair[0]))
-        return (made, arguments, state, *(list(items) for items in more if items is not None))
+        return (made, arguments, state, own, *(list(items) for items in more if items is not None))
 
 
 def _of_function(function: FunctionType) -> Iterator[Any]:
@@ -185,20 +255,58 @@ def _of_function(function: FunctionType) -> Iterator[Any]:
             yield cell.cell_contents
         except ValueError:  # it is empty
             yield "empty"
-    names = set(_globals_of(function.__code__))
-    for name in sorted(names & function.__globals__.keys()):
+    used = set(_names_of(function.__code__))
+    for name in sorted(set(_globals_of(function.__code__)) & function.__globals__.keys()):
         held = function.__globals__[name]
-        yield from (name, held)
-        if isinstance(held, ModuleType) and not _is_installed(held.__name__):
-            for part in sorted(set(_names_of(function.__code__)) & vars(held).keys()):
-                yield from (part, vars(held)[part])
+        yield name
+        yield from _of_used(held, used) if isinstance(held, ModuleType) else (held,)
+    for module in _imported_by(function):
+        yield from _of_used(module, used)
+
+
+def _of_used(module: ModuleType, names: set[str]) -> Iterator[Any]:
+    """Go through what a function can read of a module that is not installed."""
+    yield f"module {module.__name__}"
+    if not _is_installed(module.__name__):
+        for name in sorted(names & vars(module).keys()):
+            held = vars(module)[name]
+            yield name
+            inner = isinstance(held, ModuleType) and held is not module
+            yield from _of_used(held, names - {name}) if inner else (held,)
+
+
+def _imported_by(function: FunctionType) -> Iterator[ModuleType]:
+    """Go through the modules that a function imports when it runs, but not installed ones."""
+    package = function.__globals__.get("__package__") or ""
+    for code in _codes(function.__code__):
+        steps = [s for s in dis.get_instructions(code) if s.opname != "EXTENDED_ARG"]
+        for k, step in enumerate(steps):
+            if step.opname != "IMPORT_NAME":
+                continue
+            level = steps[k - 2].argval  # IMPORT_NAME follows its level and its list of names
+            name = "." * level + str(step.argval)
+            try:
+                name = importlib.util.resolve_name(name, package)
+                if not _is_installed(name):
+                    importlib.import_module(name)
+                    for end in range(1, name.count(".") + 2):
+                        yield sys.modules[".".join(name.split(".")[:end])]
+            except Exception:  # the function itself will say so
+                continue
+
+
+def _of_python_module(module: ModuleType) -> Iterator[Any]:
+    for name, held in sorted(vars(module).items()):
+        if not name.startswith("__"):
+            yield from (name, held)
 
 
 def _of_class(kind: type) -> Iterator[Any]:
-    yield kind.__bases__
+    yield from (type(kind), kind.__bases__)
     for name, held in sorted(vars(kind).items()):
-        of_python = name.startswith("__") or name.startswith("_abc_")
-        if not of_python or isinstance(held, (FunctionType, staticmethod, classmethod)):
+        of_python = name.startswith("__") or name == "_abc_impl"
+        works = callable(held) or hasattr(type(held), "__get__")
+        if not of_python or (works and not isinstance(held, GetSetDescriptorType)):
             yield from (name, held)
 
 
@@ -222,15 +330,35 @@ def _names_of(code: CodeType) -> Iterator[str]:
         yield from part.co_names
 
 
+def _is_found_by_name(value: Any) -> bool:
+    """Say whether a function or class is what its name stands for in an installed module.
+
+    A wrapper may bear the name of what it wraps, and a class that of the module that made it.
+    """
+    if not _is_installed(value.__module__):
+        return False
+    found: Any = sys.modules.get(value.__module__)
+    for name in value.__qualname__.split("."):
+        found = getattr(found, name, None)
+    return found is value
+
+
 @functools.cache
 def _is_installed(module: str | None) -> bool:
     """Say whether a module is of Python, of an installed package, or of this library."""
     top = str(module).split(".")[0]
-    if top in ("builtins", "landscape_lib") or top in sys.stdlib_module_names:
+    if top in ("builtins", "landscape_lib", "__main__"):
         return top != "__main__"
-    file = getattr(sys.modules.get(top), "__file__", None)
-    homes = [sysconfig.get_path(name) for name in ("purelib", "platlib", "stdlib")]
-    return file is not None and any(Path(file).is_relative_to(home) for home in homes)
+    try:
+        found = sys.modules[top].__spec__ if top in sys.modules else importlib.util.find_spec(top)
+    except (ImportError, ValueError, AttributeError):
+        found = None
+    file = getattr(sys.modules.get(top), "__file__", None) or getattr(found, "origin", None)
+    if file is None or not Path(file).is_absolute():  # of Python itself, or frozen
+        return top in sys.stdlib_module_names
+    homes = [sysconfig.get_path(name) for name in ("purelib", "platlib", "stdlib", "platstdlib")]
+    homes += [*site.getsitepackages(), site.getusersitepackages()]
+    return any(Path(file).is_relative_to(home) for home in homes)
 
 
 def _bytes_of(tensor: Tensor) -> NDArray[np.uint8]:

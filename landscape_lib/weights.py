@@ -7,11 +7,36 @@ Inner products and norms are accumulated in float64 whatever the dtype of the we
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 Weights = dict[str, Tensor]
+
+
+def call_with(model: nn.Module, tensors: Weights, x: Any) -> Any:
+    """Call a model with other parameters and buffers in place of its own, which stay.
+
+    Tensors that are tied move together. ``torch.func.functional_call`` ties them, too, but a module
+    that is registered under two names then keeps what it was given.
+
+    Args:
+        model: any module.
+        tensors: by any of their names in the model; other tensors are its own.
+        x: its input.
+    """
+    held = [*model.named_parameters(remove_duplicate=False)]
+    held += model.named_buffers(remove_duplicate=False)
+    given = {id(t): tensors[name] for name, t in held if name in tensors}
+    places = {}
+    for path, module in model.named_modules():  # each once
+        own = [*module.named_parameters(recurse=False, remove_duplicate=False)]
+        own += module.named_buffers(recurse=False, remove_duplicate=False)
+        prefix = f"{path}." if path else ""
+        places |= {prefix + name: given[id(t)] for name, t in own if id(t) in given}
+    return functional_call(model, places, (x,), tie_weights=False)
 
 
 def weights_of(model: nn.Module) -> Weights:

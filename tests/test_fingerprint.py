@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import copy
 import dataclasses
+import functools
 import itertools
 import subprocess
 import sys
@@ -97,6 +98,44 @@ def module_with(factor: int) -> types.ModuleType:
     return helpers
 
 
+def holding(kind: type, factor: int) -> Any:
+    held = type("Held", (kind,), {"__module__": "written"})()
+    held.factor = factor
+    return held
+
+
+def with_teacher(mode: bool) -> nn.Module:
+    """Return a model that keeps another one which ``train`` and ``eval`` do not reach."""
+    model = net()
+    model.held = [nn.Dropout().train(mode)]
+    return model
+
+
+def parametrized(factor: int) -> nn.Module:
+    model = net(scale=factor)
+    for parameter in model.parameters():
+        parameter.data.zero_()
+    nn.utils.parametrizations.weight_norm(model.layer)
+    nn.utils.parametrize.register_parametrization(model.layer, "bias", nn.Identity())
+    model.register_parameter("own", nn.Parameter(torch.zeros(2)))
+    nn.utils.parametrize.register_parametrization(model, "own", nn.Identity())
+    return model
+
+
+class Scaled(nn.Module):
+    def __init__(self, factor: int) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.factor
+
+
+CALLED = "class C:\n    {}\nf = C()"
+ENUM = (
+    "import enum\nclass C(enum.Enum):\n    A = 1\n    def __call__(self, o, t): return {}\nf = C.A"
+)
+
 # What differs, and two computations that do. All but the last few are CASES N1.
 PAIRS: dict[str, Callable[[int], Any]] = {
     "closure over a dict": lambda k: of(CLOSURE.format("['a']", {"a": k})),
@@ -146,6 +185,49 @@ PAIRS: dict[str, Callable[[int], Any]] = {
     "an array of objects": lambda k: np.array([{"a": k}], dtype=object),
     "a path": lambda k: Path(f"/{k}"),
     "a bound generator": lambda k: partial(torch.rand, generator=torch.Generator().manual_seed(k)),
+    "a module in a module": lambda k: of(
+        READS.format("", "h.inner.factor"), h=SimpleNamespace(inner=module_with(k))
+    ),
+    "closure over a module": lambda k: of(CLOSURE.format(".factor", "h"), h=module_with(k)),
+    "module as attribute": lambda k: setattr(m := net(), "h", module_with(k)) or m,
+    "a wrapper of torch's name": lambda k: of(
+        f"@functools.wraps(F.mse_loss)\ndef f(o, t): return {k}", functools=functools
+    ),
+    "a cached function": lambda k: of(f"@cache\ndef f(o, t): return {k}", cache=functools.cache),
+    "a cached property": lambda k: of(
+        CALLED.format(f"@cached\n    def a(self): return {k}"), cached=functools.cached_property
+    ),
+    "a call that is no function": lambda k: of(
+        CALLED.format("__call__ = called"), called=functools.partialmethod(Slots.__call__, a=k)
+    ),
+    "a class made in torch's name": lambda k: of(
+        CALLED.format(f"__module__, __qualname__, a = 'torch.nn', 'Linear', {k}")
+    ),
+    "what pickle leaves out": lambda k: of(
+        CALLED.format("def __getstate__(self): return {}") + f"\nf.a = lambda: {k}"
+    ),
+    "what pickles by name": lambda k: of(
+        CALLED.format(f"def __reduce__(self): return 'LOSS'\n    a = {k}")
+    ),
+    "default of a dict": lambda k: collections.defaultdict(of(f"f = lambda: {k}")),
+    "attribute of a dict": lambda k: holding(dict, k),
+    "attribute of a list": lambda k: holding(list, k),
+    "attribute of a number": lambda k: holding(float, k),
+    "attribute of a tensor": lambda k: setattr(t := torch.ones(2), "factor", k) or t,
+    "a masked array": lambda k: np.ma.array([1.0, 2.0], mask=[0, k]),
+    "a matrix": lambda k: (np.array, np.matrix)[k]([[1.0, 2.0]]),
+    "method of an enum": lambda k: of(ENUM.format(k)),
+    "a metaclass": lambda k: of(
+        CALLED.format("pass").replace("C:", "C(metaclass=M):"), M=type("M", (type,), {"a": k})
+    ),
+    "mode of a loss": lambda k: nn.Dropout().train(bool(k)),
+    "mode of a model in a list": lambda k: with_teacher(bool(k)),
+    "an attribute called hooks": lambda k: setattr(m := net(), "hooks", {"ab"[k]: 1}) or m,
+    "parametrized": parametrized,
+    "attribute of a compiled module": lambda k: torch.jit.script(nn.Sequential(Scaled(k))),
+    "functions that call each other, in a set": lambda k: set(
+        run(f"def a(x): return b(x) + {k}\ndef b(x): return a(x)\nf = [a, b]")["f"]
+    ),
     "deep inside": lambda k: [({"a": [Slots((k,))]},)],
 }
 
@@ -188,12 +270,12 @@ def test_the_same_computation_has_one_digest_in_every_process():  # CASES N2
     assert len(found) == 1
 
 
-def test_weights_count_by_their_shapes_if_asked_and_modes_never():
+def test_weights_count_by_their_shapes_if_asked_and_modes_never():  # those of a loss count
     model, other = nn.Linear(3, 2), nn.Linear(3, 2)
     assert digest_without_weights(model) == digest_without_weights(other)
     assert digest(model) != digest(other)
     assert digest_without_weights(nn.Linear(3, 3)) != digest_without_weights(model)
-    assert digest(copy.deepcopy(model).eval()) == digest(model)
+    assert digest_without_weights(copy.deepcopy(model).eval()) == digest_without_weights(model)
 
 
 def test_a_value_may_contain_itself():
@@ -231,6 +313,48 @@ def test_what_is_unknown_is_continued_by_the_same_object_alone(tmp_path):
         ll.evaluate(model, line, data, loss=loss, store=store)
     with pytest.raises(StoreMismatch, match="loss differ"):
         ll.evaluate(model, line, data, loss=Locked(), store=store)
+
+
+def test_weights_of_a_module_that_a_model_has_not_registered_count():
+    model, other = nn.Linear(3, 2), nn.Linear(3, 2)
+    model.__dict__["held"] = [nn.Linear(1, 1)]
+    before = digest_without_weights(model)
+    with torch.no_grad():
+        model.weight.add_(1)
+        assert digest_without_weights(model) == before
+        model.held[0].weight.add_(1)
+    assert digest_without_weights(model) != before != digest_without_weights(other)
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "import helpers as h; return h.inner.factor",
+        "import helpers; return helpers.factor",
+        "from helpers import factor; return factor",
+    ],
+)
+def test_what_a_function_imports_when_it_runs_counts(monkeypatch, statement):
+    def found(factor: int) -> str:
+        module = module_with(factor)
+        module.__dict__["inner"] = module_with(factor)
+        monkeypatch.setitem(sys.modules, "helpers", module)
+        return digest(of(f"def f(o, t):\n    {statement}"))
+
+    assert found(1) == found(1) != found(2)
+
+
+def test_what_is_nested_too_deep_is_unknown():
+    held: list[Any] = []
+    for _ in range(5000):
+        held = [held]
+    assert digest(held).startswith(UNKNOWN) and digest([]) == digest([])
+
+
+def test_the_script_that_a_tool_runs_is_not_installed(monkeypatch):
+    # python -m pdb, cProfile and pytest leave their own file in __main__.
+    f, g = (of(f"def f(): return {k}", __name__="__main__") for k in (1, 2))
+    assert digest(f) != digest(g)
 
 
 def sgd(model: nn.Module, **options: Any) -> torch.optim.Optimizer:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import torch
 from cases import CASES
 from torch import nn
 
+import landscape_lib as ll
 from landscape_lib import slices as ll_slices
 from landscape_lib import weights as w
 from landscape_lib.weights import Weights
@@ -177,3 +179,30 @@ def test_complex_weights_are_refused():
         w.norm(weights)
     with pytest.raises(ValueError, match="direction.*expected real entries"):
         ll_slices.Line({"w": torch.zeros(2, 2)}, weights, [0.0])
+
+
+class Twice(nn.Module):
+    """A layer under two names, and a bias that two layers share."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(3, 3)
+        self.again = self.first
+        self.last = nn.Linear(3, 3)
+        self.last.bias = self.first.bias
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(self.again(torch.relu(self.first(x))))
+
+
+def test_a_module_with_two_names_keeps_its_own_weights():
+    model, other, x = Twice().double(), Twice().double(), torch.randn(4, 3).double()
+    before = copy.deepcopy(model.state_dict())
+    for _ in range(2):
+        found = ll.weights.call_with(model, ll.weights_of(other), x)
+        assert torch.equal(found, other(x))
+    assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
+    line = ll.Line(ll.weights_of(other), ll.weights_of(model), np.linspace(-1, 1, 3))
+    data = SimpleNamespace(x=x, y=torch.tensor([0, 1, 2, 0]))
+    loop, vmap = (ll.evaluate(model, line, data, method=m).loss.values for m in ("loop", "vmap"))
+    np.testing.assert_allclose(vmap, loop, rtol=1e-10)

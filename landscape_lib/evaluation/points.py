@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
+from torch.func import vmap
 
 from landscape_lib.evaluation import batchnorm
 from landscape_lib.evaluation.batches import Batch, Group, group, split
@@ -22,7 +22,7 @@ from landscape_lib.evaluation.nested import concatenated, map_tensors
 from landscape_lib.evaluation.precision import at_least_float32
 from landscape_lib.evaluation.shortcuts import first_layer
 from landscape_lib.slices import Slice
-from landscape_lib.weights import Weights
+from landscape_lib.weights import Weights, call_with
 
 Indices = NDArray[np.int64]
 
@@ -220,7 +220,7 @@ class Points:
             }
             inputs = (self._input(x, coefficients if cut else None) for x in group.passes)
             run = self.model.run
-            outputs = [run(functional_call, ready, weights, (x,)) for x in inputs]
+            outputs = [run(call_with, ready, weights, x) for x in inputs]
             return measures.sums(
                 _joined(outputs), group.y, group.size, group.weights, group.reference
             )

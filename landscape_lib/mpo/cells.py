@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
+from torch.func import vmap
 from torch.utils.flop_counter import FlopCounterMode
 
 from landscape_lib import runtime
@@ -33,7 +33,7 @@ from landscape_lib.evaluation import batchnorm
 from landscape_lib.evaluation.batches import Batch, channels_last_pays, move, reads_channels_last
 from landscape_lib.evaluation.measures import accuracy
 from landscape_lib.mpo.layers import Chunk, mix_layers, obstacle
-from landscape_lib.weights import flatten, unflatten, weights_of
+from landscape_lib.weights import call_with, flatten, unflatten, weights_of
 
 METHODS = ("auto", "basis", "vmap", "loop")
 
@@ -194,12 +194,12 @@ class Cells:
 
     def _by_loop(self, leaf: Tensor, cells: Tensor, x: Tensor, y: Tensor, _: int) -> Pair:
         weights = unflatten((cells[0] @ leaf).to(self.dtype), self._like)
-        loss, correct = self._score(functional_call(self._probe, weights, (x,)), y)
+        loss, correct = self._score(call_with(self._probe, weights, x), y)
         return loss[None], correct[None]
 
     def _by_vmap(self, leaf: Tensor, cells: Tensor, x: Tensor, y: Tensor, images: int) -> Pair:
         def at_cell(vector: Tensor, x: Tensor, y: Tensor) -> Pair:
-            output = functional_call(self._probe, unflatten(vector, self._like), (x,))
+            output = call_with(self._probe, unflatten(vector, self._like), x)
             return self._score(output, y)
 
         shared = len(y) == images and len(cells) > 1

@@ -145,17 +145,17 @@ class Run:
             for group in self.optimizer.param_groups
         ]
         optimizer = [type(self.optimizer), groups, self.optimizer.state_dict()["state"]]
-        schedule = None if self.schedule is None else self.schedule.state_dict()
-        functions = getattr(self.schedule, "lr_lambdas", None)
+        trained = {name: [p.requires_grad, *_hooks(p)] for name, p in self.model.named_parameters()}
         self.fingerprint = {
             "initial weights": digest(dict(self.model.state_dict())),
             "architecture": digest_without_weights(self.model),
+            "trained parameters": digest(trained),
             "data": digest([data.x, data.y]),
             "test": digest([test.x, test.y] if is_whole(test) else test),
             "loss": digest(loss),
             "augment": digest(augment),
-            "optimizer": digest(optimizer),
-            "schedule": digest([type(self.schedule), schedule, functions]),
+            "optimizer": digest([*optimizer, _own(self.optimizer)]),
+            "schedule": digest(_described(self.schedule)),
         } | {name: repr(value) for name, value in settings.items()}
 
     def save(self, path: Path) -> None:
@@ -216,6 +216,34 @@ class Run:
         if device.type == "cuda":
             torch.cuda.set_rng_state_all(state["cuda_random_state"])
         self.history = history
+
+
+def _hooks(held: Any) -> list[Any]:
+    """Return the functions that torch calls for a parameter or an optimiser, keys left out."""
+    found = [value for name, value in sorted(_attributes(held).items()) if "hooks" in name]
+    return [list(hooks.values()) for hooks in found if hooks]
+
+
+def _attributes(held: Any) -> dict[str, Any]:
+    names = ("_backward_hooks", "_post_accumulate_grad_hooks")
+    return {n: getattr(held, n) for n in names} if isinstance(held, Tensor) else vars(held)
+
+
+def _own(optimizer: Optimizer) -> list[Any]:
+    """Return what an optimiser holds beside its groups and its state: hooks, and a user's own."""
+    common = vars(torch.optim.SGD([torch.zeros(1)])).keys() | {"step", "_opt_called"}
+    own = {name: value for name, value in vars(optimizer).items() if name not in common}
+    return [own, _hooks(optimizer)]
+
+
+def _described(schedule: Any) -> Any:
+    """Return what a schedule is made of, functions and inner schedules included."""
+    if isinstance(schedule, (list, tuple)):
+        return [_described(part) for part in schedule]
+    if not isinstance(schedule, LRScheduler):
+        return schedule
+    held = {name: value for name, value in vars(schedule).items() if name != "optimizer"}
+    return [type(schedule), {name: _described(value) for name, value in held.items()}]
 
 
 def _as_float32(leaf: Any) -> Any:

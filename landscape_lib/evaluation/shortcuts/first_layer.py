@@ -20,12 +20,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
-from torch.func import functional_call
 
 from landscape_lib.evaluation.batches import is_batch
 from landscape_lib.evaluation.shortcuts.graphs import plain_layers, trace
 from landscape_lib.evaluation.trials import move_somewhere, same_output
-from landscape_lib.weights import Weights
+from landscape_lib.weights import Weights, call_with
 
 # Inputs of the layer, for each vector of the basis, from which on combining saves time. Measured on
 # two cores with m = 3: with 784 inputs it takes 0.07 of the time of the product, with 64 inputs 0.6
@@ -118,7 +117,7 @@ def outputs(
 
     def at_basis(x: Tensor) -> Tensor:
         x = x.to(vectors[0][names[0]].dtype)
-        return torch.stack([functional_call(found.first, vector, (x,)) for vector in vectors])
+        return torch.stack([call_with(found.first, vector, x) for vector in vectors])
 
     if at_basis(few).nbytes / few.numel() * sum(x.numel() for x in inputs) > MOST_BYTES:
         return None
