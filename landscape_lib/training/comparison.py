@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 from landscape_lib import results, runtime
 from landscape_lib.data import Dataset
 from landscape_lib.evaluation.batches import Batch, move
+from landscape_lib.files import atomic_path
 from landscape_lib.training.checkpoint import History, Run
 from landscape_lib.training.score import mode_given_back, pays_channels_last, score
 
@@ -210,6 +211,6 @@ def _kept(
         return xr.load_dataset(file, engine="h5netcdf")
     found = work(*arguments)
     if file is not None:
-        with runtime.atomic_path(file) as temporary:
+        with atomic_path(file) as temporary:
             found.to_netcdf(temporary, engine="h5netcdf")
     return found
