@@ -203,9 +203,9 @@ def test_a_batch_without_loss_weighs_as_its_classes_do() -> None:
     x = torch.tensor([[1.0, 0.0]] * 4 + [[0.01, 0.3], [-0.02, 0.1], [0.03, 0.2], [-0.01, 0.5]])
     data = SimpleNamespace(x=x, y=torch.tensor([0, 0, 0, 0, 1, 0, 1, 1]))
     loss = partial(F.cross_entropy, weight=torch.tensor([0.1, 9.0]))
-    assert float(loss(model(x[:4]), data.y[:4])) == 0
+    assert loss(model(x[:4]), data.y[:4]).item() == 0
     operator = Hessian(model, data, loss=loss, batch_size=4)
-    assert operator.loss == pytest.approx(float(loss(model(x), data.y)))
+    assert operator.loss == pytest.approx(loss(model(x), data.y).item())
     torch.testing.assert_close(operator @ torch.eye(4), exact(model, data, loss))
 
 
