@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -16,7 +14,6 @@ from torch.utils._pytree import tree_map
 
 from landscape_lib.evaluation.batches import Batch, first_samples, move
 from landscape_lib.evaluation.measures import Measure, Measures, Seen, UnevenLoss
-from landscape_lib.evaluation.nested import map_tensors
 from landscape_lib.weights import weights_of
 
 
@@ -127,16 +124,6 @@ class Batches:
 
 def _clone(leaf: Any) -> Any:
     return leaf.clone() if isinstance(leaf, Tensor) else leaf
-
-
-def loss_in(loss: Measure, dtype: torch.dtype) -> Measure:
-    """Return a loss whose own numbers, such as class weights, have a dtype."""
-    if isinstance(loss, nn.Module):
-        return copy.deepcopy(loss).to(dtype)
-    if isinstance(loss, partial):
-        to = lambda t: t.to(dtype) if t.is_floating_point() else t  # noqa: E731
-        return partial(loss.func, *loss.args, **map_tensors(to, loss.keywords))
-    return loss
 
 
 def dtype_of(model: nn.Module, dtype: torch.dtype | None) -> torch.dtype:

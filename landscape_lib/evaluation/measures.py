@@ -103,7 +103,8 @@ class Measures:
     """
 
     def __init__(self, loss: Measure, metrics: Mapping[str, Measure] | None, seen: Seen) -> None:
-        loss = _as_wide(loss, seen.output)
+        for tensor in tensors_in(seen.output)[:1]:
+            loss = loss_in(loss, tensor.dtype) if tensor.is_floating_point() else loss
         self._loss, self._mean = _choose_loss(loss, seen), loss
         self._ones: dict[str, _One] = {"loss": self._loss}
         if metrics is None:
@@ -368,14 +369,13 @@ def _choose_loss(loss: Measure, seen: Seen) -> _One:
     return _One(each, True) if fits else _One(loss, False)
 
 
-def _as_wide(loss: Any, output: Any) -> Any:
-    """Return a loss of torch's kinds with its own tensors, class weights, in the outputs' dtype."""
-    wide = next((t.dtype for t in tensors_in(output) if t.is_floating_point()), None)
-    to = lambda t: t.to(wide) if t.is_floating_point() else t  # noqa: E731
+def loss_in(loss: Any, dtype: torch.dtype) -> Any:
+    """Return a loss of torch's kinds whose own tensors, such as class weights, have a dtype."""
+    to = lambda t: t.to(dtype) if t.is_floating_point() else t  # noqa: E731
     if isinstance(loss, partial):
         return partial(loss.func, *loss.args, **map_tensors(to, loss.keywords))
     if isinstance(loss, nn.Module) and any(to(t) is not t for t in loss.buffers()):
-        return copy.deepcopy(loss).to(wide)
+        return copy.deepcopy(loss).to(dtype)
     return loss
 
 
