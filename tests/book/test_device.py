@@ -120,6 +120,13 @@ def tree_marked(tree: Any) -> Any:
     return tree
 
 
+class OnCPU(torch.Generator):
+    """Random numbers of the second device are drawn where it computes."""
+
+    def __new__(cls, device: Any = "cpu") -> OnCPU:
+        return super().__new__(cls, "cpu")
+
+
 @contextmanager
 def second_device(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Inside, in all threads, there is a second device, and it is the best one."""
@@ -131,6 +138,7 @@ def second_device(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
     monkeypatch.setattr(runtime, "pick_device", lambda to=None: SECOND if to is None else pick(to))
     monkeypatch.setattr(threading.Thread, "run", run_inside)
+    monkeypatch.setattr(torch, "Generator", OnCPU)
     with Refusing(), Naming():
         yield
 
