@@ -34,9 +34,14 @@ def local_path(name: str, value: Any) -> Path:
     text = os.fspath(value)
     if not isinstance(text, str) or not text or "\0" in text or re.match(r"\w+:(//|:)", text):
         raise ValueError(f"{name}: expected the path of a file on this machine, got {text!r}")
-    path = Path(text).expanduser()
+    try:
+        path = Path(text).expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"{name}: expected the path of a file, got {text!r}: {error}") from error
     if path.is_dir():
         raise IsADirectoryError(f"{name}: expected the path of a file, got the folder {path}")
+    if path.exists() and not path.is_file():  # reading /dev/full would never end
+        raise ValueError(f"{name}: expected the path of a file, got the device or pipe {path}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=path.parent).close()

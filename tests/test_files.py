@@ -58,6 +58,13 @@ def test_what_is_no_path_of_this_machine_is_refused(given):
         files.local_path("store", given)
 
 
+@pytest.mark.skipif(os.name != "posix", reason="of POSIX")
+@pytest.mark.parametrize("given", ["/dev/null", "/dev/zero", "~nobody of this name/x.nc"])
+def test_what_is_no_file_is_refused_before_it_is_read(given):
+    with pytest.raises(ValueError, match="store: expected the path of a file, got"):
+        files.local_path("store", given)
+
+
 def test_a_path_is_expanded_and_its_folder_tried(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     assert files.local_path("store", "~/new/x.nc") == tmp_path / "new" / "x.nc"

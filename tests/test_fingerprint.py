@@ -351,7 +351,7 @@ def test_what_is_nested_too_deep_is_unknown():
     assert digest(held).startswith(UNKNOWN) and digest([]) == digest([])
 
 
-def test_the_script_that_a_tool_runs_is_not_installed(monkeypatch):
+def test_the_script_that_a_tool_runs_is_not_installed():
     # python -m pdb, cProfile and pytest leave their own file in __main__.
     f, g = (of(f"def f(): return {k}", __name__="__main__") for k in (1, 2))
     assert digest(f) != digest(g)
@@ -380,6 +380,64 @@ def test_a_training_notices_the_optimisers_memory_and_its_parameters(tmp_path):
     for options in ({"first": False}, {"moved": True}):
         with pytest.raises(CheckpointMismatch, match="optimizer differ"):
             trained(**options)
+
+
+class Own(torch.optim.SGD):
+    def __init__(self, parameters: Any, factor: int) -> None:
+        super().__init__(parameters, 0.1)
+        self.factor = factor
+
+
+def warmed(optimizer: torch.optim.Optimizer, kind: str, factor: int) -> Any:
+    """Return a schedule of several, whose first one has the factor in a function of its own."""
+    rates = torch.optim.lr_scheduler
+    first = rates.LambdaLR(optimizer, lambda epoch: factor)
+    rest = rates.ConstantLR(optimizer)
+    if kind == "chained":
+        return rates.ChainedScheduler([first, rest])
+    return rates.SequentialLR(optimizer, [first, rest], [2])
+
+
+@pytest.mark.parametrize(
+    ("kind", "part"),
+    [
+        ("frozen", "trained parameters"),
+        ("hook of a parameter", "trained parameters"),
+        ("hook after the gradient", "trained parameters"),
+        ("hook of the optimizer", "optimizer"),
+        ("attribute of the optimizer", "optimizer"),
+        ("chained", "schedule"),
+        ("in sequence", "schedule"),
+    ],
+)
+def test_a_training_notices_what_acts_on_its_steps(tmp_path, kind, part):  # CASES N1
+    data = SimpleNamespace(x=torch.ones(8, 3), y=torch.arange(8) % 3)
+
+    def trained(factor: int) -> None:
+        torch.manual_seed(0)
+        model = nn.Linear(3, 3)
+        optimizer, schedule = torch.optim.SGD(model.parameters(), 0.1), None
+        if kind == "frozen":
+            model.bias.requires_grad_(bool(factor))
+        elif kind == "hook of a parameter":
+            model.weight.register_hook(lambda gradient: gradient * factor)
+        elif kind == "hook after the gradient":
+            model.weight.register_post_accumulate_grad_hook(
+                lambda p: setattr(p, "grad", p.grad * factor)
+            )
+        elif kind == "hook of the optimizer":
+            optimizer.register_step_pre_hook(lambda *_: None if factor else print())
+        elif kind == "attribute of the optimizer":
+            optimizer = Own(model.parameters(), factor)
+        else:
+            schedule = warmed(optimizer, kind, factor)
+        options = {"epochs": 1, "checkpoint": tmp_path / "run.pt", "progress": False}
+        ll.train(model, data, optimizer, schedule=schedule, **options)
+
+    trained(1)
+    trained(1)
+    with pytest.raises(CheckpointMismatch, match=f"{part} differ"):
+        trained(0)
 
 
 def test_running_a_cell_again_says_what_to_do(tmp_path):  # CASES K7

@@ -122,7 +122,7 @@ class SurfaceStore:
         }
         # In memory first: on a full disk HDF5 ends the process. With checksums, so that a bit that
         # has flipped is found.
-        checked = {name: {"fletcher32": True} for name in ("values", "done")}
+        checked = {name: {"fletcher32": True} for name in dataset.data_vars}
         files.write(self.path, dataset.to_netcdf(engine="h5netcdf", encoding=checked))
         self._journal.remove()
         self._saved = time.monotonic()
