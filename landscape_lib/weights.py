@@ -27,12 +27,14 @@ def call_with(model: nn.Module, tensors: Weights, x: Any) -> Any:
         tensors: by any of their names in the model; other tensors are its own.
         x: its input.
     """
-    held = [*model.named_parameters(remove_duplicate=False)]
+    held: list[tuple[str, Tensor]] = [*model.named_parameters(remove_duplicate=False)]
     held += model.named_buffers(remove_duplicate=False)
     given = {id(t): tensors[name] for name, t in held if name in tensors}
-    places = {}
+    places: Weights = {}
     for path, module in model.named_modules():  # each once
-        own = [*module.named_parameters(recurse=False, remove_duplicate=False)]
+        own: list[tuple[str, Tensor]] = [
+            *module.named_parameters(recurse=False, remove_duplicate=False)
+        ]
         own += module.named_buffers(recurse=False, remove_duplicate=False)
         prefix = f"{path}." if path else ""
         places |= {prefix + name: given[id(t)] for name, t in own if id(t) in given}
