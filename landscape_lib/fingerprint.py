@@ -220,7 +220,10 @@ class _Reader:
         with zipfile.ZipFile(content) as archive:
             for name in sorted(archive.namelist()):
                 if not name.endswith((".debug_pkl", ".data/serialization_id")):
-                    yield re.sub(rb"\.?___torch_mangle_\d+", b"", archive.read(name))
+                    found = re.sub(rb"\.?___torch_mangle_\d+", b"", archive.read(name))
+                    # The order in which attributes are declared is another in every process.
+                    declared = rb"(?m)^  \w+ : .*\n"
+                    yield from (sorted(re.findall(declared, found)), re.sub(declared, b"", found))
 
     def _name_unknown(self, value: Any) -> tuple[str, int]:
         self._unknown = True
