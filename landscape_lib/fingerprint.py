@@ -14,24 +14,19 @@ from __future__ import annotations
 
 import copy
 import copyreg
-import dis
 import enum
 import functools
 import hashlib
-import importlib.util
 import io
 import json
 import re
-import site
-import sys
-import sysconfig
 import uuid
 import warnings
 import zipfile
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from pathlib import Path, PurePath
+from pathlib import PurePath
 from types import (
     BuiltinFunctionType,
     ClassMethodDescriptorType,
@@ -52,6 +47,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+
+from landscape_lib import program
 
 Fingerprint = dict[str, str]
 
@@ -160,9 +157,11 @@ class _Reader:
             return name, (value.co_code, value.co_consts, value.co_flags, *names)
         if isinstance(value, (FunctionType, type)):
             called = f"{name} {value.__qualname__}"
-            if _is_found_by_name(value):
+            if program.is_found_by_name(value):
                 return f"{called} of {value.__module__}", ()
-            parts = _of_class(value) if isinstance(value, type) else _of_function(value)
+            parts = (
+                program.of_class(value) if isinstance(value, type) else program.of_function(value)
+            )
             return called, list(parts)
         if isinstance(value, BuiltinFunctionType):
             owner = value.__self__
@@ -171,7 +170,7 @@ class _Reader:
         if isinstance(value, _COMPILED):
             return f"{name} {value.__name__}", (value.__objclass__,)
         if isinstance(value, ModuleType):
-            held = () if _is_installed(value.__name__) else _of_python_module(value)
+            held = () if program.is_installed(value.__name__) else program.of_module(value)
             return f"{name} {value.__name__}", held
         if isinstance(value, MethodType):
             return name, (value.__func__, value.__self__)
@@ -240,7 +239,7 @@ class _Reader:
         kind = type(value)
         # What the user's class says to pickle may be less than what it computes with; and a
         # function in a cache is pickled by its name.
-        own = {} if _is_found_by_name(kind) else getattr(value, "__dict__", {})
+        own = {} if program.is_found_by_name(kind) else getattr(value, "__dict__", {})
         own = sorted(own.items()) if own else getattr(value, "__wrapped__", None)
         if isinstance(reduced, str):
             return (kind, reduced, own)
@@ -248,120 +247,6 @@ class _Reader:
         if isinstance(state, dict):
             state = sorted(state.items(), key=lambda pair: str(pair[0]))
         return (made, arguments, state, own, *(list(items) for items in more if items is not None))
-
-
-def _of_function(function: FunctionType) -> Iterator[Any]:
-    yield from (function.__code__, function.__defaults__, function.__kwdefaults__)
-    yield dict(vars(function))
-    for cell in function.__closure__ or ():
-        try:
-            yield cell.cell_contents
-        except ValueError:  # it is empty
-            yield "empty"
-    used = set(_names_of(function.__code__))
-    for name in sorted(set(_globals_of(function.__code__)) & function.__globals__.keys()):
-        held = function.__globals__[name]
-        yield name
-        yield from _of_used(held, used) if isinstance(held, ModuleType) else (held,)
-    for module in _imported_by(function):
-        yield from _of_used(module, used)
-
-
-def _of_used(module: ModuleType, names: set[str]) -> Iterator[Any]:
-    """Go through what a function can read of a module that is not installed."""
-    yield f"module {module.__name__}"
-    if not _is_installed(module.__name__):
-        for name in sorted(names & vars(module).keys()):
-            held = vars(module)[name]
-            yield name
-            inner = isinstance(held, ModuleType) and held is not module
-            yield from _of_used(held, names - {name}) if inner else (held,)
-
-
-def _imported_by(function: FunctionType) -> Iterator[ModuleType]:
-    """Go through the modules that a function imports when it runs, but not installed ones."""
-    package = function.__globals__.get("__package__") or ""
-    for code in _codes(function.__code__):
-        steps = [s for s in dis.get_instructions(code) if s.opname != "EXTENDED_ARG"]
-        for k, step in enumerate(steps):
-            if step.opname != "IMPORT_NAME":
-                continue
-            level = steps[k - 2].argval  # IMPORT_NAME follows its level and its list of names
-            name = "." * level + str(step.argval)
-            try:
-                name = importlib.util.resolve_name(name, package)
-                if not _is_installed(name):
-                    importlib.import_module(name)
-                    for end in range(1, name.count(".") + 2):
-                        yield sys.modules[".".join(name.split(".")[:end])]
-            except Exception:  # the function itself will say so
-                continue
-
-
-def _of_python_module(module: ModuleType) -> Iterator[Any]:
-    for name, held in sorted(vars(module).items()):
-        if not name.startswith("__"):
-            yield from (name, held)
-
-
-def _of_class(kind: type) -> Iterator[Any]:
-    yield from (type(kind), kind.__bases__)
-    for name, held in sorted(vars(kind).items()):
-        of_python = name.startswith("__") or name == "_abc_impl"
-        works = callable(held) or hasattr(type(held), "__get__")
-        if not of_python or (works and not isinstance(held, GetSetDescriptorType)):
-            yield from (name, held)
-
-
-def _codes(code: CodeType) -> Iterator[CodeType]:
-    """Go through a function's code and that of all functions written inside of it."""
-    yield code
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):
-            yield from _codes(constant)
-
-
-def _globals_of(code: CodeType) -> Iterator[str]:
-    for part in _codes(code):
-        for step in dis.get_instructions(part):
-            if step.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
-                yield str(step.argval)
-
-
-def _names_of(code: CodeType) -> Iterator[str]:
-    for part in _codes(code):
-        yield from part.co_names
-
-
-def _is_found_by_name(value: Any) -> bool:
-    """Say whether a function or class is what its name stands for in an installed module.
-
-    A wrapper may bear the name of what it wraps, and a class that of the module that made it.
-    """
-    if not _is_installed(value.__module__):
-        return False
-    found: Any = sys.modules.get(value.__module__)
-    for name in value.__qualname__.split("."):
-        found = getattr(found, name, None)
-    return found is value
-
-
-@functools.cache
-def _is_installed(module: str | None) -> bool:
-    """Say whether a module is of Python, of an installed package, or of this library."""
-    top = str(module).split(".")[0]
-    if top in ("builtins", "landscape_lib", "__main__"):
-        return top != "__main__"
-    try:
-        found = sys.modules[top].__spec__ if top in sys.modules else importlib.util.find_spec(top)
-    except (ImportError, ValueError, AttributeError):
-        found = None
-    file = getattr(sys.modules.get(top), "__file__", None) or getattr(found, "origin", None)
-    if file is None or not Path(file).is_absolute():  # of Python itself, or frozen
-        return top in sys.stdlib_module_names
-    homes = [sysconfig.get_path(name) for name in ("purelib", "platlib", "stdlib", "platstdlib")]
-    homes += [*site.getsitepackages(), site.getusersitepackages()]
-    return any(Path(file).is_relative_to(home) for home in homes)
 
 
 def _bytes_of(tensor: Tensor) -> NDArray[np.uint8]:
