@@ -208,7 +208,7 @@ def _fit(
     bend = there - here - b * mu
     if abs(bend) <= ROUNDING * precision * (abs(here) + abs(there) + abs(b) * mu):
         bend = 0.0
-    a = bend / mu / mu
+    a = bend / mu / mu if bend else 0.0  # a mu that has decayed to 0 measures no bend
     if b >= 0:
         case, step = "stay", 0.0
     elif a > 0:

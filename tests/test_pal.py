@@ -506,3 +506,11 @@ def test_closures_that_give_no_loss_are_refused(optimizer_type):
         with pytest.raises(error, match=message):
             optimizer.step(closure)
         assert torch.equal(x.detach(), before)
+
+
+def test_a_mu_that_has_decayed_to_nothing_takes_no_step():
+    w = torch.ones(1, dtype=torch.float64, requires_grad=True)
+    pal = ll.PAL([w], decay=0.5)
+    pal.param_groups[0]["steps"] = 1200
+    pal.step(lambda: (w**2 + w).sum())
+    assert pal.last.mu == pal.last.step == 0 and w.item() == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,10 +17,9 @@ import xarray as xr
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from landscape_lib import results, runtime
+from landscape_lib import files, results, runtime
 from landscape_lib.data import Dataset
 from landscape_lib.evaluation.batches import Batch, move
-from landscape_lib.files import atomic_path
 from landscape_lib.training.checkpoint import History, Run
 from landscape_lib.training.score import mode_given_back, pays_channels_last, score
 
@@ -48,6 +48,15 @@ class Method:
     values: Sequence[float]
     fixed: Mapping[str, Any] = field(default_factory=dict)
     schedule: Callable[[float], float] | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse functions that a stored result could not tell apart by their names."""
+        for name, function in (("optimizer", self.optimizer), ("schedule", self.schedule)):
+            called = getattr(function, "__name__", "")
+            if function is not None and not called.isidentifier():
+                raise ValueError(
+                    f"{name}: expected a function or class with a name, got {function}"
+                )
 
     def config(self) -> dict[str, Any]:
         """Return what a stored result of it depends on."""
@@ -88,7 +97,7 @@ class Contest:
     Attributes:
         build: ``seed -> module``, on its device.
         load: ``split -> data set``, ``"train"`` and ``"test"``.
-        config: what a stored result depends on through ``build`` and ``load``.
+        config: what a stored result depends on through ``build``, ``load`` and ``measure``.
         epochs: budget of a run.
         search_epochs: budget of each value in the search.
         validation: training samples held out in the search; the runs have them back.
@@ -208,9 +217,9 @@ def _kept(
     """Return what work gives, or what it gave before."""
     file = None if place is None else place / f"{name}.nc"
     if file is not None and file.exists():
-        return xr.load_dataset(file, engine="h5netcdf")
+        content = io.BytesIO(files.unsealed(file.read_bytes()))
+        return xr.load_dataset(content, engine="h5netcdf")
     found = work(*arguments)
     if file is not None:
-        with atomic_path(file) as temporary:
-            found.to_netcdf(temporary, engine="h5netcdf")
+        files.write(file, files.sealed(bytes(found.to_netcdf(engine="h5netcdf"))))
     return found

@@ -167,3 +167,10 @@ def test_the_line_search_is_called_as_our_optimisers_are():
     # It tries one point a step at least where it searches, and searches in the first ten steps.
     assert run.forwards[0] >= 2 * run.backwards[0] > 0
     assert comparison.BACKWARD == 2
+
+
+def test_functions_without_a_name_of_their_own_are_refused():
+    with pytest.raises(ValueError, match="optimizer: expected a function or class with a name"):
+        Method(lambda params, lr: torch.optim.SGD(params, lr), "lr", [0.1])
+    with pytest.raises(ValueError, match="schedule: expected a function or class with a name"):
+        Method(torch.optim.SGD, "lr", [0.1], schedule=lambda share: 1.0)
