@@ -21,17 +21,18 @@ CONFIG = yaml.safe_load((ROOT / "_config.yml").read_text())
 URL = CONFIG["repository"]["url"]
 
 INSTALL_CELL = f"""\
-# Colab only: fetch the book and its library (torch and friends stay as they are).
+# Colab only: fetch the book and its library; torch stays as it is.
 import os
 import sys
 
 if "google.colab" in sys.modules:
     repository = "{URL}"
-    !test -d /content/landscape || git clone -q --depth 1 {{repository}} /content/landscape
-    if not os.path.isdir("/content/landscape"):
-        raise RuntimeError(f"The book could not be fetched from {{repository}}")
-    %pip install -q --no-deps /content/landscape
-    %cd /content/landscape/book"""
+    home = "/content/landscape"
+    !test -d {{home}} || git clone -q --depth 1 {{repository}} {{home}}
+    if not os.path.isdir(home):
+        raise RuntimeError(f"the book is not at {{repository}}")
+    %pip install -q --no-deps {{home}}
+    %cd {{home}}/book"""
 
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
@@ -100,9 +101,7 @@ def test_first_cell_stops_where_the_book_cannot_be_fetched(tmp_path: Path) -> No
     done = subprocess.run(
         run, capture_output=True, text=True, env=os.environ | {"HOME": str(tmp_path)}
     )
-    assert (
-        f"RuntimeError: The book could not be fetched from {nowhere}" in done.stdout + done.stderr
-    )
+    assert f"RuntimeError: the book is not at {nowhere}" in done.stdout + done.stderr
     assert "went on" not in done.stdout
 
 
