@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import json
 import os
 import pickle
@@ -132,6 +133,29 @@ def scratch(name: str, config: Mapping[str, Any]) -> Path | None:
     path = folder() / ".work" / f"{name}-{digest(json.dumps(_plain(config), sort_keys=True))[:12]}"
     path.mkdir(parents=True, exist_ok=True)
     return path
+
+
+def kept(
+    place: Path | None, name: str, work: Callable[..., xr.Dataset], *arguments: Any
+) -> xr.Dataset:
+    """Return what a part of a long computation gives, or what it gave before.
+
+    Args:
+        place: the folder of the computation, from :func:`scratch`; ``None`` keeps nothing.
+        name: of the part.
+        work: makes the part; a digest is kept with it.
+        arguments: of ``work``.
+
+    Raises:
+        ValueError: the kept part is damaged.
+    """
+    file = None if place is None else place / f"{name}.nc"
+    if file is not None and file.exists():
+        return xr.load_dataset(io.BytesIO(files.unsealed(file.read_bytes())), engine="h5netcdf")
+    found = work(*arguments)
+    if file is not None:
+        files.write(file, files.sealed(bytes(found.to_netcdf(engine="h5netcdf"))))
+    return found
 
 
 def _check_name(name: Any) -> None:

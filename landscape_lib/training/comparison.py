@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import io
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +15,7 @@ import xarray as xr
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from landscape_lib import files, results, runtime
+from landscape_lib import results, runtime
 from landscape_lib.data import Dataset
 from landscape_lib.evaluation.batches import Batch, move
 from landscape_lib.training.checkpoint import History, Run
@@ -136,13 +134,13 @@ class Contest:
             data, test = self.load("train"), self.load("test")
             fit, held_out = divide(data, self.validation)
             search = [
-                _kept(place, f"search_{k}", self.run, method, v, 0, fit, held_out, True)
+                results.kept(place, f"search_{k}", self.run, method, v, 0, fit, held_out, True)
                 for k, v in enumerate(method.values)
             ]
             tried = xr.concat(search, "value")[["test_loss", "test_accuracy"]].isel(epoch=-1)
             best = float(method.values[int(np.argmax(tried["test_accuracy"].values))])
             runs = [
-                _kept(place, f"run_{seed}", self.run, method, best, seed, data, test)
+                results.kept(place, f"run_{seed}", self.run, method, best, seed, data, test)
                 for seed in self.seeds
             ]
             found = xr.concat(runs, "seed").assign_coords(seed=list(self.seeds)).assign(best=best)
@@ -209,17 +207,3 @@ def divide(data: Dataset, held_out: int) -> tuple[Dataset, Dataset]:
     parts = order[held_out:], order[:held_out]
     first, second = (replace(data, x=data.x[part], y=data.y[part]) for part in parts)
     return first, second
-
-
-def _kept(
-    place: Path | None, name: str, work: Callable[..., xr.Dataset], *arguments: Any
-) -> xr.Dataset:
-    """Return what work gives, or what it gave before."""
-    file = None if place is None else place / f"{name}.nc"
-    if file is not None and file.exists():
-        content = io.BytesIO(files.unsealed(file.read_bytes()))
-        return xr.load_dataset(content, engine="h5netcdf")
-    found = work(*arguments)
-    if file is not None:
-        files.write(file, files.sealed(bytes(found.to_netcdf(engine="h5netcdf"))))
-    return found
