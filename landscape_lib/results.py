@@ -151,7 +151,11 @@ def kept(
     """
     file = None if place is None else place / f"{name}.nc"
     if file is not None and file.exists():
-        return xr.load_dataset(io.BytesIO(files.unsealed(file.read_bytes())), engine="h5netcdf")
+        try:
+            content = io.BytesIO(files.unsealed(file.read_bytes()))
+        except ValueError as error:
+            raise ValueError(f"{file}: {error}; delete it, and it is computed again") from error
+        return xr.load_dataset(content, engine="h5netcdf")
     found = work(*arguments)
     if file is not None:
         files.write(file, files.sealed(bytes(found.to_netcdf(engine="h5netcdf"))))

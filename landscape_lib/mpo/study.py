@@ -142,8 +142,8 @@ def _fit_mask(wanted: MaskFit, load: Callable[[str], Dataset], place: Path | Non
     rows = fitted.history.epochs[:RECORDS]
     found["step"] = ("record", [int(row["iteration"]) for row in rows])
     found["train_gap"] = ("record", np.array([row["gap"] for row in rows], dtype=np.float32))
-    found = found.assign(asdict(wanted) | {"pool": str(wanted.pool)}, scale=float(fitted.scale))
-    found["seconds"] = time.process_time() - started
+    found = found.assign(asdict(wanted) | {"pool": str(wanted.pool)})
+    found = found.assign(scale=float(fitted.scale), seconds=time.process_time() - started)
     return found.assign_attrs(data=images.source)
 
 
@@ -165,8 +165,8 @@ def _maps(
     found["pattern"] = (cells, fitted.pattern)
     others = [] if wanted.norm == "none" else POLICIES[1:]
     tested = [splits[-1], *(draw(drawn["test"], batchnorm=policy) for policy in others)]
-    policies = xr.concat(tested, "policy").reindex(policy=range(len(POLICIES)))
-    policies = policies.assign_coords(policy=list(POLICIES))[["loss", "accuracy", "gap"]]
+    measured = xr.concat(tested, xr.IndexVariable("policy", list(POLICIES[: len(tested)])))
+    policies = measured.reindex(policy=list(POLICIES))[["loss", "accuracy", "gap"]]
     return found.merge(policies.rename({name: f"policy_{name}" for name in policies}))
 
 
