@@ -1,8 +1,8 @@
 """The figure index: which figure of the sources stands where, and what came of it.
 
-Each chapter prints a :func:`finding` for every figure that it reproduces. The printed text is kept
-in the notebook and compared by nbval, so the index that :func:`write_index` gathers from the
-notebooks says nothing that a cell has not measured.
+Each chapter shows a :func:`finding` for every figure that it reproduces. What is shown is kept in
+the notebook and compared by nbval, so the index that :func:`write_index` gathers from the notebooks
+says nothing that a cell has not measured.
 """
 
 from __future__ import annotations
@@ -11,10 +11,13 @@ import json
 import re
 import sys
 import textwrap
+from collections.abc import Sequence
+from html import escape
 from pathlib import Path
 
 import xarray as xr
 
+from landscape_lib import page
 from landscape_lib.results import duration, folder
 
 VERDICTS = ("reproduced", "partly reproduced", "not reproduced")
@@ -43,7 +46,7 @@ _HEAD = """\
 
 Every figure of the two sources, whether its finding was reproduced, and in which chapter. Each
 verdict follows from a **rule** that the chapter states before the numbers are seen; below the table
-stand rule and numbers of each. This page is generated from what the chapters print.
+stand rule and numbers of each. This page is generated from what the chapters show.
 
 | figure | finding | where |
 |---|---|---|"""
@@ -67,9 +70,9 @@ def finding(
     measured: str,
     verdict: str,
     rule: str | None = None,
-    result: xr.Dataset | None = None,
-) -> None:
-    """Print what a source claims about one of its figures and what was measured here.
+    result: xr.Dataset | Sequence[xr.Dataset] | None = None,
+) -> page.Shown:
+    """Say what a source claims about one of its figures and what was measured here.
 
     Args:
         figure: a key of ``FIGURES``.
@@ -79,7 +82,11 @@ def finding(
         measured: our numbers.
         verdict: one of ``VERDICTS``, decided by the numbers.
         rule: by which the numbers decide, said before they are seen: "reproduced if the loss ...".
-        result: the stored result behind it, for the cost; ``None`` if computed on the spot.
+        result: the stored result behind it, or all of them, for the cost; ``None`` if computed on
+            the spot.
+
+    Returns:
+        A list for a page; each field on lines of its own for a terminal.
 
     Raises:
         ValueError: unknown figure or verdict.
@@ -90,22 +97,28 @@ def finding(
         raise ValueError(f"verdict: expected one of {VERDICTS}, got {verdict!r}")
     cost = "seconds, computed in the chapter"
     if result is not None:
-        cost = f"{duration(float(result.attrs['wall_seconds']))} on {result.attrs['device']}"
+        attrs = [one.attrs for one in ([result] if isinstance(result, xr.Dataset) else result)]
+        seconds = sum(float(one["wall_seconds"]) for one in attrs)
+        devices = dict.fromkeys(str(one["device"]) for one in attrs)
+        cost = f"{duration(seconds)} on {' and '.join(devices)}"
     values = (figure, claim, paper, here, cost, measured, rule, verdict)
+    html, text = [], []
     for field, value in zip(_FIELDS, values, strict=True):
         if value is None:
             continue
-        line = f"{field + ':':<10}{' '.join(value.split())}"
+        value = page.minus_signs(" ".join(value.split()))
+        html.append(f"<dt>{field}</dt><dd>{escape(value)}</dd>")
         # Lines break at spaces alone, so that joining them again gives the text back.
-        print(
-            textwrap.fill(
-                line,
-                76,
-                subsequent_indent=" " * 10,
-                break_long_words=False,
-                break_on_hyphens=False,
-            )
+        line = textwrap.fill(
+            f"{field + ':':<10}{value}",
+            page.WIDTH,
+            subsequent_indent=" " * 10,
+            break_long_words=False,
+            break_on_hyphens=False,
         )
+        text.append(line)
+    inside = "\n".join(html)
+    return page.Shown(f'<dl class="ll-finding">\n{inside}\n</dl>', "\n".join(text))
 
 
 def write_index(book: Path) -> Path:
@@ -118,7 +131,7 @@ def write_index(book: Path) -> Path:
         The file.
 
     Raises:
-        ValueError: a notebook holds a finding that is not as :func:`finding` prints it.
+        ValueError: a notebook holds a finding that is not as :func:`finding` shows it.
     """
     found: dict[str, list[dict[str, str]]] = {figure: [] for figure in FIGURES}
     for chapter in chapters(book):
@@ -146,7 +159,7 @@ def write_index(book: Path) -> Path:
 
 
 def _where(record: dict[str, str]) -> str:
-    """Link to the chapter that printed a finding."""
+    """Link to the chapter that shows a finding."""
     return f"[chapter {int(record['link'][:2])}]({record['link']})"
 
 
@@ -156,7 +169,7 @@ def chapters(book: Path) -> list[Path]:
 
 
 def read_findings(notebook: Path) -> list[dict[str, str]]:
-    """Return the findings whose printed text a notebook holds, with heading and link.
+    """Return the findings that a notebook holds, with heading and link.
 
     Raises:
         ValueError: a finding lacks a field, or its figure or verdict is not one of those there are.
@@ -172,11 +185,10 @@ def read_findings(notebook: Path) -> list[dict[str, str]]:
                 slug = _slug(heading, slugs)
                 slugs.add(slug)
             continue
-        # A cell's printed text may have been stored in several pieces.
-        text = "".join("".join(output.get("text", "")) for output in cell.get("outputs", []))
-        for block in re.findall(r"^figure:.*\n?(?:(?: {10}|\w+:).*\n?)*", text, flags=re.MULTILINE):
-            for printed in re.split(r"^(?=figure:)", block, flags=re.MULTILINE)[1:]:
-                record = _parse(printed)
+        for output in cell.get("outputs", []):
+            text = "".join(output.get("data", {}).get("text/plain", ""))
+            if text.startswith("figure:"):
+                record = _parse(text)
                 _check(record, notebook)
                 link = f"{notebook.name}#{slug}"
                 found.append(record | {"heading": heading, "link": link})

@@ -8,6 +8,7 @@ HTML; both are the same each time, so that nbval can compare them. Their look in
 from __future__ import annotations
 
 import math
+import re
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -95,7 +96,8 @@ def fold(summary: str, inside: Shown | str) -> Shown:
     if not summary.strip() or (isinstance(inside, str) and not inside.strip()):
         raise ValueError("summary, inside: expected words, got an empty text")
     if isinstance(inside, str):
-        parts = [" ".join(part.split()) for part in inside.strip().split("\n\n")]
+        words = minus_signs(inside.strip())
+        parts = [" ".join(part.split()) for part in words.split("\n\n")]
         html = "".join(f"<p>{escape(part)}</p>" for part in parts)
         text = "\n\n".join(textwrap.fill(part, WIDTH) for part in parts)
     else:
@@ -116,6 +118,11 @@ def answer(text: str) -> Shown:
         ValueError: an empty text.
     """
     return fold("Answer", text)
+
+
+def minus_signs(text: str) -> str:
+    """Write the minus signs of numbers in a text as such; hyphens, also those of dates, stay."""
+    return re.sub(r"(?<![\w.)-])-(?=\d)|(?<=\de)-(?=\d)", "−", text)
 
 
 def _write(name: str, cell: object, form: str) -> str:

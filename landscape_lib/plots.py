@@ -34,7 +34,7 @@ def use_style() -> None:
     """Set matplotlib's defaults to the look of the book.
 
     Notebooks show figures as SVG, whose text, axes and ground have the colours of a light or a dark
-    page. Text is at least 9 px high on a phone where a figure is up to 6.6 inches wide.
+    page. Text is at least 9 px high on a phone where a figure is up to 6.4 inches wide.
     """
     svg.use()
     plt.rcParams.update(

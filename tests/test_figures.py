@@ -1,4 +1,4 @@
-"""The figure index says what the chapters printed, word for word, and links to where they did."""
+"""The figure index says what the chapters show, word for word, and links to where they do."""
 
 from __future__ import annotations
 
@@ -22,15 +22,14 @@ FINDING = {
     "figure": "Report Fig. 2",
     "claim": "the loss falls monotonically from the untrained to the trained network",
     "paper": "maxout network on MNIST, 401 points",
-    "here": "an MLP and a small CNN, Fashion-MNIST, five seeds each, 61 points, α in [-0.25, 1.25]",
+    "here": "an MLP and a small CNN, Fashion-MNIST, five seeds each, 61 points, α in [−0.25, 1.25]",
     "measured": "monotone in 10 of 10 lines; largest rise 0.0003 ± 0.0002 (p > 0.05)",
     "verdict": "partly reproduced",
 }
 
 
-def printed(capsys: pytest.CaptureFixture[str], **changes: object) -> str:
-    finding(**(FINDING | changes))
-    return capsys.readouterr().out
+def shown(**changes: object) -> str:
+    return repr(finding(**(FINDING | changes)))
 
 
 def markdown(*lines: str) -> dict[str, object]:
@@ -38,7 +37,7 @@ def markdown(*lines: str) -> dict[str, object]:
 
 
 def code(*texts: str) -> dict[str, object]:
-    outputs = [{"output_type": "stream", "name": "stdout", "text": text} for text in texts]
+    outputs = [{"output_type": "display_data", "data": {"text/plain": text}} for text in texts]
     return {"cell_type": "code", "source": ["finding(...)\n"], "outputs": outputs}
 
 
@@ -48,8 +47,8 @@ def notebook(folder: Path, *cells: dict[str, object], name: str = "02_a_line.ipy
     return path
 
 
-def test_a_finding_goes_to_the_notebook_and_back(tmp_path, capsys):
-    text = printed(capsys)
+def test_a_finding_goes_to_the_notebook_and_back(tmp_path):
+    text = shown()
     assert max(map(len, text.splitlines())) <= 76 and len(text.splitlines()) > 7
     path = notebook(tmp_path, markdown("# A line", "", "words"), code(text))
     (record,) = read_findings(path)
@@ -60,60 +59,69 @@ def test_a_finding_goes_to_the_notebook_and_back(tmp_path, capsys):
     }
 
 
-def test_the_cost_is_that_of_the_stored_result(tmp_path, capsys):
+def test_the_cost_is_that_of_the_stored_result(tmp_path):
     result = xr.Dataset(attrs={"wall_seconds": 4000.0, "device": "CPU (2 threads)"})
-    path = notebook(tmp_path, markdown("# T"), code(printed(capsys, result=result)))
+    path = notebook(tmp_path, markdown("# T"), code(shown(result=result)))
     assert read_findings(path)[0]["cost"] == "67 min on CPU (2 threads)"
 
 
-def test_the_rule_of_a_verdict_stands_before_it_and_in_the_index(tmp_path, capsys):
+def test_the_cost_of_several_results_is_their_sum_and_names_each_device_once():
+    runs = [
+        xr.Dataset(attrs={"wall_seconds": seconds, "device": device})
+        for seconds, device in ((60.0, "CPU"), (3000.0, "GPU"), (1000.0, "CPU"))
+    ]
+    assert "68 min on CPU and GPU" in shown(result=runs)
+
+
+def test_the_rule_of_a_verdict_stands_before_it_and_in_the_index(tmp_path):
     rule = "reproduced if the loss rises nowhere by more than two standard errors, in all lines"
-    text = printed(capsys, rule=rule)
+    text = shown(rule=rule)
     assert text.index("measured:") < text.index("rule:") < text.index("verdict:")
     assert max(map(len, text.splitlines())) <= 76
     path = notebook(tmp_path, markdown("# A line"), code(text))
     assert read_findings(path)[0]["rule"] == rule
     index = write_index(tmp_path).read_text()
     assert f"- **Measured:** {FINDING['measured']}\n- **Rule:** {rule}\n" in index
-    assert "rule" not in printed(capsys)
+    assert "rule" not in shown()
 
 
 @pytest.mark.parametrize("length", range(40, 80))
-def test_wrapped_lines_are_joined_as_they_were(length, tmp_path, capsys):
+def test_wrapped_lines_are_joined_as_they_were(length, tmp_path):
     # Wherever the line breaks: at a hyphen, in a long word, beside a dash or a colon.
-    text = f"{'x' * length} scale-invariant – paper: here: 1e-3 a--b {'y' * 90} (end-to-end)"
-    path = notebook(tmp_path, markdown("# T"), code(printed(capsys, measured=text, claim=text)))
+    text = f"{'x' * length} scale-invariant – paper: here: 2026-11-26 a--b {'y' * 90} (end-to-end)"
+    path = notebook(tmp_path, markdown("# T"), code(shown(measured=text, claim=text)))
     (record,) = read_findings(path)
     assert record["measured"] == record["claim"] == text
     assert record["paper"] == FINDING["paper"]
 
 
-def test_findings_are_found_wherever_a_cell_prints_them(tmp_path, capsys):
-    first, second = printed(capsys), printed(capsys, figure="Report Fig. 1", verdict=VERDICTS[0])
-    middle = first.index("measured:") + 5
-    for outputs in (
-        [first + second],
-        [first, second],
-        [f"loss 0.3\n{first}\nand:\n{second}done\n"],
-        [first[:middle], first[middle:] + second],  # a kernel may deliver a text in pieces
-    ):
-        cells = [markdown("# T"), code(*outputs), code("figure of speech\n")]
-        records = read_findings(notebook(tmp_path, *cells))
-        assert [record["figure"] for record in records] == ["Report Fig. 2", "Report Fig. 1"]
-        assert [record["measured"] for record in records] == [FINDING["measured"]] * 2
-        assert [record["verdict"] for record in records] == ["partly reproduced", "reproduced"]
+def test_all_findings_of_a_cell_are_found(tmp_path):
+    first, second = shown(), shown(figure="Report Fig. 1", verdict=VERDICTS[0])
+    cells = [markdown("# T"), code("loss 0.3", first, second), code("figure of speech")]
+    records = read_findings(notebook(tmp_path, *cells))
+    assert [record["figure"] for record in records] == ["Report Fig. 2", "Report Fig. 1"]
+    assert [record["measured"] for record in records] == [FINDING["measured"]] * 2
+    assert [record["verdict"] for record in records] == ["partly reproduced", "reproduced"]
 
 
-def test_each_finding_links_to_the_heading_above_it(tmp_path, capsys):
+def test_a_page_shows_what_the_index_says():
+    found = finding(**(FINDING | {"claim": "a < b, by -0.25 (1e-3) at most, 3-fold"}))
+    html = found._repr_html_()
+    assert "<dt>claim</dt><dd>a &lt; b, by −0.25 (1e−3) at most, 3-fold</dd>" in html
+    assert html.count("<dt>") == html.count("<dd>") == len(FINDING) + 1  # and the cost
+    assert "a < b, by −0.25 (1e−3)" in repr(found)
+
+
+def test_each_finding_links_to_the_heading_above_it(tmp_path):
     path = notebook(
         tmp_path,
         markdown("# The chapter", "text", "## Is it a bowl? (yes, mostly)"),
-        code(printed(capsys)),
+        code(shown()),
         markdown("#### a small heading", "no # heading", "```", "# a comment", "```"),
-        code(printed(capsys)),
+        code(shown()),
         markdown("## Loss ##"),
         markdown("### Loss", "", "#hashtag"),
-        code(printed(capsys)),
+        code(shown()),
     )
     links = [record["link"].split("#")[1] for record in read_findings(path)]
     assert links == ["is-it-a-bowl-yes-mostly", "is-it-a-bowl-yes-mostly", "loss-1"]
@@ -137,8 +145,8 @@ HEADINGS = {
 
 
 @pytest.mark.parametrize("heading", HEADINGS)
-def test_links_are_the_anchors_that_jupyter_book_makes(heading, tmp_path, capsys):
-    path = notebook(tmp_path, markdown(f"## {heading}"), code(printed(capsys)))
+def test_links_are_the_anchors_that_jupyter_book_makes(heading, tmp_path):
+    path = notebook(tmp_path, markdown(f"## {heading}"), code(shown()))
     (record,) = read_findings(path)
     assert record["link"] == f"02_a_line.ipynb#{HEADINGS[heading]}"
     assert record["heading"] == heading
@@ -159,12 +167,12 @@ def test_the_expected_anchors_are_those_of_myst():
     assert base.compute_unique_slug(again, {"loss", "loss-1"}) == "loss-1-2"
 
 
-def test_the_index_holds_every_figure_of_both_sources(tmp_path, capsys):
+def test_the_index_holds_every_figure_of_both_sources(tmp_path):
     # The report has Figs. 1 to 8, the paper on multi-point optimisation 1 to 6 with 4a and 4b.
     assert len(FIGURES) == 15 and sum(figure.startswith("Report") for figure in FIGURES) == 8
-    first = printed(capsys, measured="|Δ| < 0.1 | sharp", here="a|b")
+    first = shown(measured="|Δ| < 0.1 | sharp", here="a|b")
     notebook(tmp_path, markdown("# A line"), code(first))
-    other = printed(capsys, figure="MPO Fig. 4a", verdict="not reproduced")
+    other = shown(figure="MPO Fig. 4a", verdict="not reproduced")
     notebook(tmp_path, markdown("# Norms"), code(other), name="10_norms.ipynb")
     path = write_index(tmp_path)
     assert path == tmp_path / "figures.md"
@@ -183,8 +191,8 @@ def test_the_index_holds_every_figure_of_both_sources(tmp_path, capsys):
     assert "**Not reproduced**, [chapter 10](10_norms.ipynb#norms)." in below
 
 
-def test_a_figure_of_two_chapters_has_two_findings(tmp_path, capsys):
-    one = printed(capsys, figure="MPO Fig. 1", paper="Fashion-MNIST and CIFAR-10")
+def test_a_figure_of_two_chapters_has_two_findings(tmp_path):
+    one = shown(figure="MPO Fig. 1", paper="Fashion-MNIST and CIFAR-10")
     for name in ("08_sights", "09_photographs"):
         notebook(tmp_path, markdown("# T"), code(one), name=f"{name}.ipynb")
     index = write_index(tmp_path).read_text()
@@ -200,8 +208,8 @@ def test_a_figure_of_two_chapters_has_two_findings(tmp_path, capsys):
         ("claim:", "glaim:", "a finding lacks claim"),
     ],
 )
-def test_a_finding_that_was_edited_by_hand_is_refused(old, new, message, tmp_path, capsys):
-    notebook(tmp_path, markdown("# T"), code(printed(capsys).replace(old, new)))
+def test_a_finding_that_was_edited_by_hand_is_refused(old, new, message, tmp_path):
+    notebook(tmp_path, markdown("# T"), code(shown().replace(old, new)))
     with pytest.raises(ValueError, match=rf"02_a_line\.ipynb: {message}"):
         write_index(tmp_path)
     assert not (tmp_path / "figures.md").exists()

@@ -72,6 +72,19 @@ def test_an_answer_is_closed_until_it_is_asked_for() -> None:
         page.answer(" ")
 
 
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        ("from -2.85 to (-1)", "from −2.85 to (−1)"),
+        ("1e-4, x=-.5", "1e−4, x=-.5"),
+        ("2026-11-26, scale-invariant, 3-fold, f(1)-2, a - b", None),
+    ],
+)
+def test_numbers_have_minus_signs_and_words_have_hyphens(written: str, read: str | None) -> None:
+    assert page.minus_signs(written) == (read or written)
+    assert (read or written) in page.answer(written).text
+
+
 def test_a_fold_may_hold_a_table() -> None:
     table = page.table(ROWS, COLUMNS)
     fold = page.fold("The numbers", table)
