@@ -53,7 +53,8 @@ class Hessian:
         model: any module. All its named parameters count, also those of ``requires_grad=False``.
         data: anything with ``x`` and ``y``, or an iterable of ``(x, y)`` batches, read once.
         loss: callable ``(output, target) -> scalar mean``. Batches weigh as many as their samples,
-            or as their classes weigh where the loss has class weights or leaves out targets.
+            or as their classes weigh where the loss has class weights or leaves out targets; a loss
+            that hides what samples weigh, as it takes no ``reduction``, is refused with several.
         weights: where to take the Hessian, for example ``plane.weights_at(1.0, 0.5)``; the model's
             own weights by default.
         samples: a random subset of this size; all by default.

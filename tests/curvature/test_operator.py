@@ -196,6 +196,24 @@ def test_mean_over_samples_not_over_batches(loss: Any) -> None:
     )
 
 
+HIDDEN: dict[str, Callable[..., Tensor]] = {
+    "class weights": lambda output, target: F.cross_entropy(
+        output, target, weight=torch.tensor([1.0, 9.0, 0.1]).double()
+    ),
+    "targets left out": lambda output, target: F.cross_entropy(output, target, ignore_index=2),
+    "a sum": lambda output, target: F.cross_entropy(output, target, reduction="sum"),
+}
+
+
+@pytest.mark.parametrize("loss", HIDDEN.values(), ids=HIDDEN)
+def test_a_loss_that_hides_its_weights_needs_all_samples_in_one_batch(loss: Any) -> None:
+    """DESIGN section 3: else the result would be another one for each size of batch."""
+    model, data = mlp()
+    torch.testing.assert_close(hessian(model, data, loss=loss), exact(model, data, loss))
+    with pytest.raises(ValueError, match="^loss: expected the mean over the samples of a batch"):
+        hessian(model, data, loss=loss, batch_size=10)
+
+
 def test_a_batch_without_loss_weighs_as_its_classes_do() -> None:
     """In float32 a sure answer has a loss of 0, which does not tell what it was divided by."""
     model = nn.Linear(2, 2, bias=False)
