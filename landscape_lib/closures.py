@@ -1,18 +1,17 @@
-"""The loss of a batch as our optimisers ask for it: with its gradient, and again elsewhere."""
+"""What our optimisers share: groups, and the loss of a batch with its gradient."""
 
 from __future__ import annotations
 
-import random
-import threading
+import math
 from collections.abc import Callable, Iterable, Sequence
 from numbers import Real
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.nn.modules.module import register_module_forward_pre_hook
+from torch import Tensor
 from torch.optim import Optimizer
+
+from landscape_lib.replay import Replay
 
 Closure = Callable[[], Tensor]
 
@@ -39,16 +38,6 @@ def check_number(
         raise ValueError(f"{name}: expected a finite number {bounds}, got {value!r}")
 
 
-def check_parameters(group: dict[str, Any]) -> None:
-    """Raise a ``TypeError`` unless all parameters of an optimiser's group are real numbers."""
-    for parameter in group["params"]:
-        if not parameter.is_floating_point() or parameter.is_sparse:
-            raise TypeError(
-                f"params: expected dense tensors of real numbers, got {parameter.layout} of "
-                f"{parameter.dtype}"
-            )
-
-
 def common(groups: Sequence[dict[str, Any]], name: str, why: str) -> Any:
     """Return the one value that a setting has in all groups.
 
@@ -59,6 +48,64 @@ def common(groups: Sequence[dict[str, Any]], name: str, why: str) -> Any:
     if any(value != values[0] for value in values[1:]):
         raise ValueError(f"{name}: expected one value for all groups ({why}), got {values}")
     return values[0]
+
+
+class ClosureOptimizer(Optimizer):
+    """An optimiser that evaluates its closure several times a step and calls ``backward`` itself.
+
+    All groups are at the same step, also one that was added later.
+    """
+
+    closure_without_backward = True
+    counters: tuple[str, ...] = ("steps",)
+
+    def check(self) -> None:
+        """Raise a ``TypeError`` or ``ValueError`` if a setting of a group is not possible."""
+        raise NotImplementedError
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group of parameters, or raise an error and have the groups of before."""
+        super().add_param_group(param_group)
+        first, group = self.param_groups[0], self.param_groups[-1]
+        group.update({counter: first[counter] for counter in self.counters})
+        try:
+            _check_group(group)
+            self.check()
+        except (TypeError, ValueError):
+            self.param_groups.pop()
+            raise
+
+
+def _check_group(group: dict[str, Any]) -> None:
+    """Raise an error unless a group's parameters can be trained, and it asks for nothing else."""
+    for parameter in group["params"]:
+        if not parameter.is_floating_point() or parameter.is_sparse or parameter.is_meta:
+            raise TypeError(
+                f"params: expected dense tensors of real numbers, got {parameter.layout} of "
+                f"{parameter.dtype} on {parameter.device}"
+            )
+    for name in ("weight_decay", "maximize"):
+        if group.get(name):
+            raise ValueError(f"{name}: expected it in the closure's loss, got {group[name]!r}")
+
+
+def norm(tensors: Iterable[Tensor]) -> float:
+    """Return the norm of all tensors as one vector, in float64: squares of large ones overflow."""
+    return math.hypot(*_numbers(torch._foreach_norm(list(tensors), 2, dtype=torch.float64)))
+
+
+def inner(first: Iterable[Tensor], second: Iterable[Tensor]) -> float:
+    """Return the inner product of two lists of tensors as vectors, in float64."""
+    pairs = [
+        (a.flatten().double(), b.flatten().double()) for a, b in zip(first, second, strict=True)
+    ]
+    return math.fsum(_numbers([torch.dot(a, b) for a, b in pairs]))
+
+
+def _numbers(scalars: Iterable[Tensor]) -> list[float]:
+    """Read scalar tensors in one transfer."""
+    scalars = list(scalars)
+    return torch.stack([s.to(scalars[0].device) for s in scalars]).tolist() if scalars else []
 
 
 def check_closure(closure: Any) -> None:
@@ -84,29 +131,65 @@ def loss_with_gradient(optimizer: Optimizer, closure: Closure) -> Tensor:
 
     Raises:
         TypeError: the closure returns no scalar tensor.
-        RuntimeError: it called ``backward``, or its loss depends on no parameter.
+        RuntimeError: it called ``backward``, its loss depends on no parameter, or a gradient is
+            sparse.
     """
     optimizer.zero_grad()
     with torch.enable_grad():
         loss = _scalar(closure())
-        if _has_gradient(optimizer):
-            raise RuntimeError(
-                f"closure: expected no call of backward, which {type(optimizer).__name__} makes "
-                f"itself, got gradients"
-            )
+        if _gradients(optimizer):
+            raise RuntimeError(_backward(optimizer))
         if loss.requires_grad:
-            loss.backward()
-    if not _has_gradient(optimizer):
+            try:
+                loss.backward()
+            except RuntimeError as error:
+                if "second time" in str(error):
+                    raise RuntimeError(_backward(optimizer)) from error
+                raise
+    gradients = _gradients(optimizer)
+    if not gradients:
         raise RuntimeError(
             "closure: expected a loss that depends on the optimizer's parameters, got one without "
             "a gradient there (computed under no_grad, or detached?)"
         )
+    for gradient in gradients:
+        if gradient.layout != torch.strided:
+            raise RuntimeError(f"closure: expected dense gradients, got {gradient.layout}")
     return loss.detach()
 
 
-def _has_gradient(optimizer: Optimizer) -> bool:
-    groups = optimizer.param_groups
-    return any(p.grad is not None for group in groups for p in group["params"])
+def loss_again(optimizer: Optimizer, replay: Replay) -> Tensor:
+    """Evaluate a closure once more, and keep the gradients of its first evaluation.
+
+    Raises:
+        TypeError: the closure returns no scalar tensor.
+        RuntimeError: it called ``backward``.
+    """
+    held = [(p, p.grad) for group in optimizer.param_groups for p in group["params"]]
+    try:
+        for parameter, _ in held:
+            parameter.grad = None  # a closure may clear what it finds
+        loss = _scalar(replay.again())
+        if _gradients(optimizer):
+            raise RuntimeError(_backward(optimizer))
+    except RuntimeError as error:
+        if "does not require grad" in str(error):
+            raise RuntimeError(_backward(optimizer)) from error
+        raise
+    finally:
+        for parameter, gradient in held:
+            parameter.grad = gradient
+    return loss
+
+
+def _backward(optimizer: Optimizer) -> str:
+    name = type(optimizer).__name__
+    return f"closure: expected no call of backward, which {name} makes itself, got one"
+
+
+def _gradients(optimizer: Optimizer) -> list[Tensor]:
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    return [p.grad for p in parameters if p.grad is not None]
 
 
 def _scalar(loss: Any) -> Tensor:
@@ -114,99 +197,3 @@ def _scalar(loss: Any) -> Tensor:
         given = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
         raise TypeError(f"closure: expected it to return the loss, a scalar tensor, got {given}")
     return loss
-
-
-class Replay:
-    """A closure that is evaluated twice as the same function of the weights.
-
-    The second evaluation starts from the random state and the buffers (running statistics of batch
-    norm, vectors of spectral norm, ...) from which the first one did, and leaves both as the first
-    one left them. Random states are the global ones: torch's on the CPU and on the parameters'
-    devices, numpy's and Python's. Buffers are those of all modules that the closure calls in the
-    present thread.
-
-    Args:
-        closure: what is evaluated.
-        parameters: whose devices are in use.
-    """
-
-    def __init__(self, closure: Closure, parameters: Iterable[Tensor]) -> None:
-        self.closure = closure
-        self._devices = {p.device for p in parameters if p.device.type == "cuda"}
-        self._random: dict[Any, Any] = {}
-        self._buffers: list[_Buffer] = []
-        self._seen: set[Any] = set()
-        self._thread = threading.get_ident()
-
-    def first(self) -> Tensor:
-        """Evaluate the closure; note the random state before it, and buffers as they are met."""
-        self._random = _random_state(self._devices)
-        handle = register_module_forward_pre_hook(self._note_buffers)
-        try:
-            return self.closure()
-        finally:
-            handle.remove()
-
-    def again(self) -> Tensor:
-        """Evaluate the closure once more."""
-        random_after = _random_state(self._devices)
-        buffers_after = [_Buffer(buffer.module, buffer.name) for buffer in self._buffers]
-        self.undo_buffers()
-        _set_random_state(self._random)
-        try:
-            return _scalar(self.closure())
-        finally:
-            for buffer in buffers_after:
-                buffer.restore()
-            _set_random_state(random_after)
-
-    def undo_buffers(self) -> None:
-        """Give buffers the values that they had before the first evaluation."""
-        for buffer in self._buffers:
-            buffer.restore()
-
-    @torch.no_grad()
-    def _note_buffers(self, module: nn.Module, inputs: Any) -> None:
-        if module in self._seen or threading.get_ident() != self._thread:
-            return
-        # All inside at once: compiled and scripted modules do not call their children.
-        for inner in module.modules():
-            self._seen.add(inner)
-            for name, tensor in inner._buffers.items():
-                if tensor is not None and id(tensor) not in self._seen:
-                    self._seen.add(id(tensor))
-                    self._buffers.append(_Buffer(inner, name))
-
-
-class _Buffer:
-    """The value that a buffer of a module had, also if another tensor has taken its place."""
-
-    def __init__(self, module: nn.Module, name: str) -> None:
-        self.module, self.name = module, name
-        tensor = module._buffers[name]
-        assert tensor is not None
-        self.tensor, self.value = tensor, tensor.detach().clone()
-
-    @torch.no_grad()
-    def restore(self) -> None:
-        self.tensor.copy_(self.value)
-        if self.module._buffers[self.name] is not self.tensor:
-            self.module._buffers[self.name] = self.tensor
-
-
-def _random_state(devices: Iterable[torch.device]) -> dict[Any, Any]:
-    cuda = {device: torch.cuda.get_rng_state(device) for device in devices}
-    return {
-        "python": random.getstate(),
-        "numpy": np.random.get_state(),
-        "cpu": torch.get_rng_state(),
-        "cuda": cuda,
-    }
-
-
-def _set_random_state(state: dict[Any, Any]) -> None:
-    random.setstate(state["python"])
-    np.random.set_state(state["numpy"])
-    torch.set_rng_state(state["cpu"])
-    for device, value in state["cuda"].items():
-        torch.cuda.set_rng_state(value, device)

@@ -11,16 +11,15 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.utils import get_total_norm
-from torch.optim import Optimizer
 
 from landscape_lib.closures import (
     Closure,
+    ClosureOptimizer,
     check_closure,
     check_number,
-    check_parameters,
     common,
     loss_with_gradient,
+    norm,
 )
 
 OUTER = ("dropped-gamma", "gamma")
@@ -43,7 +42,7 @@ class EntropySGDStep:
     distance: float
 
 
-class EntropySGD(Optimizer):
+class EntropySGD(ClosureOptimizer):
     """Entropy-SGD (Chaudhari et al., 2017): descent on the negative local entropy of the loss.
 
     One step has an inner loop of ``inner_steps`` steps of Langevin dynamics around the weights x:
@@ -58,7 +57,8 @@ class EntropySGD(Optimizer):
         "dropped-gamma":  x ← x - lr (x - mean), what the authors run, so that scoping does not
                           work against the schedule of ``lr``
 
-    In the t-th step, t = 0, 1, ..., gamma is gamma (1 + scoping)^t. The loop is stable where
+    In the t-th step, t = 0, 1, ..., gamma is gamma (1 + scoping)^t, for groups that were added
+    later as well. The loop is stable where
     inner_lr (λ + gamma) < 2 for each curvature λ of f. No inner steps is plain SGD, with one batch
     a step and Nesterov momentum.
 
@@ -92,10 +92,10 @@ class EntropySGD(Optimizer):
             ``gradients``, the evaluations of loss and gradient.
 
     Raises:
-        TypeError, ValueError: bad input, also of a group.
+        TypeError, ValueError: bad input, also of a group; in a step, a gamma that has overgrown.
     """
 
-    closure_without_backward = True
+    counters = ("steps", "gradients")
     last: EntropySGDStep | None = None
 
     def __init__(
@@ -132,16 +132,6 @@ class EntropySGD(Optimizer):
         """How many batches one step takes."""
         return max(1, self.param_groups[0]["inner_steps"])
 
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group of parameters."""
-        super().add_param_group(param_group)
-        try:
-            check_parameters(self.param_groups[-1])
-            self._check_settings()
-        except (TypeError, ValueError):
-            self.param_groups.pop()
-            raise
-
     @torch.no_grad()
     def step(self, closure: Closure) -> Tensor:  # type: ignore[override]
         """Take one step: all of the inner loop, and one outer step.
@@ -156,9 +146,9 @@ class EntropySGD(Optimizer):
             TypeError, RuntimeError: the closure is none, or its loss has no gradient.
         """
         check_closure(closure)
-        self._check_settings()
+        self.check()
         first = self.param_groups[0]
-        loops = [_Loop(group, self.state) for group in self.param_groups]
+        loops = [_Loop(group, self.state) for group in self.param_groups if group["params"]]
         noise = _Noise(first["seed"], first["steps"])
         losses = []
         try:
@@ -167,7 +157,7 @@ class EntropySGD(Optimizer):
                 for loop in loops:
                     loop.step(noise)
             values = tuple(float(loss) for loss in losses)
-            distance = float(get_total_norm([part for loop in loops for part in loop.offsets]))
+            distance = norm(part for loop in loops for part in loop.offsets)
         finally:
             for loop in loops:
                 loop.go_back()
@@ -182,7 +172,8 @@ class EntropySGD(Optimizer):
             group["gradients"] += len(values)
         return losses[0]
 
-    def _check_settings(self) -> None:
+    def check(self) -> None:
+        """Raise a ``ValueError`` if a setting is not possible, or if gamma has outgrown floats."""
         for name in ("inner_steps", "seed"):
             value = common(self.param_groups, name, "they share the batches and their noise")
             if isinstance(value, bool) or not isinstance(value, Integral) or value < 0:
@@ -196,10 +187,21 @@ class EntropySGD(Optimizer):
             check_number("momentum", group["momentum"], least=0, most=math.nextafter(1, 0))
             if group["outer"] not in OUTER:
                 raise ValueError(f"outer: expected one of {OUTER}, got {group['outer']!r}")
+            most = min((torch.finfo(p.dtype).max for p in group["params"]), default=math.inf)
+            if _gamma(group) * max(1.0, group["lr"]) > most:
+                raise ValueError(
+                    f"scoping: expected a gamma that numbers of the weights' type can hold, got "
+                    f"{_gamma(group):.3g} at step {group['steps']} with {group['scoping']!r}"
+                )
 
 
 def _gamma(group: dict[str, Any]) -> float:
-    return float(group["gamma"] * (1 + group["scoping"]) ** group["steps"])
+    """Return the gamma of a group's present step."""
+    start, growth = float(group["gamma"]), 1 + float(group["scoping"])
+    try:
+        return start * growth ** group["steps"] if start else 0.0
+    except OverflowError:
+        return math.inf
 
 
 class _Noise:

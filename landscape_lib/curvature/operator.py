@@ -53,7 +53,8 @@ class Hessian:
         model: any module. All its named parameters count, also those of ``requires_grad=False``.
         data: anything with ``x`` and ``y``, or an iterable of ``(x, y)`` batches, read once.
         loss: callable ``(output, target) -> scalar mean``. Batches weigh as many as their samples,
-            or as their classes weigh where the loss has class weights or leaves out targets.
+            or as their classes weigh where the loss has class weights or leaves out targets; a loss
+            that hides what samples weigh, as it takes no ``reduction``, is refused with several.
         weights: where to take the Hessian, for example ``plane.weights_at(1.0, 0.5)``; the model's
             own weights by default.
         samples: a random subset of this size; all by default.
@@ -224,12 +225,14 @@ class Hessian:
 
     def _try(self) -> list[str]:
         """Return the modes that work, on two samples: first that for several vectors."""
-        vectors, works = torch.ones(self.count, 2, device=self.device, dtype=self.dtype), []
+        source, works = runtime.generator(0), []
+        vectors = torch.randn(self.count, 2, generator=source).to(self.device, self.dtype)
         with self._data.two_samples():
             for mode in ("forward over reverse", "reverse over reverse"):
                 self._modes = [mode]
                 try:
-                    self._multiply(vectors)
+                    once = self._multiply(vectors)
+                    _check_symmetric(vectors, once, self._multiply(once))
                     works.append(mode)
                 except Exception as error:
                     reason = error
@@ -237,6 +240,16 @@ class Hessian:
             raise ValueError(f"model: the loss has no second derivative here: {reason}") from reason
         self.products = 0
         return works
+
+
+def _check_symmetric(vectors: Tensor, once: Tensor, twice: Tensor) -> None:
+    """Raise an error where torch has a wrong derivative: v·H(Hv) is no longer |Hv|²."""
+    v, hv, hhv = (t.double() for t in (vectors, once, twice))
+    known = hv.norm(dim=0) > 1e3 * torch.finfo(vectors.dtype).eps * v.norm(dim=0)  # not rounding
+    squares = hv.square().sum(0)
+    wrong = ((v * hhv).sum(0) - squares).abs() > torch.finfo(vectors.dtype).eps ** 0.4 * squares
+    if bool((known & wrong).any()):
+        raise RuntimeError("torch's products with it are not symmetric: an operation is at fault")
 
 
 def _curvlinops() -> ModuleType:

@@ -117,6 +117,12 @@ class Batches:
                     even &= same
                 except UnevenLoss:
                     known = False
+            if not known and len(self) > 1 and not measures.is_mean(seen):
+                raise ValueError(
+                    "loss: expected the mean over the samples of a batch, got another function "
+                    "(classes that weigh differently, targets left out, a sum?): let it take "
+                    "reduction='none', or give all samples in one batch"
+                )
         if known and not even and sum(weights) > 0:
             self._shares = [weight / sum(weights) for weight in weights]
         return sum(s * m for s, m in zip(self._shares, means, strict=True) if s > 0)

@@ -157,6 +157,21 @@ class Measures:
         self._loss = self._ones["loss"]
         return self.per_sample
 
+    def is_mean(self, seen: Seen) -> bool:
+        """Say whether the loss of a batch is the mean of those of its halves, where that is known.
+
+        It is not if classes weigh differently, targets are left out, or it is a sum.
+        """
+        if seen.size < 2:
+            return True
+        try:
+            halves = [_samples(seen, part) for part in _halves(seen.size)]
+            parts = [h.size * float64(self._mean(h.output, h.target)).mean() for h in halves]
+        except Exception:  # the output holds samples in some other way
+            return True
+        whole = float64(self._mean(seen.output, seen.target)).mean()
+        return _close(torch.stack(parts).sum() / seen.size, whole)
+
     def weights(self, seen: Seen) -> tuple[Tensor, bool]:
         """Return what each sample weighs in the loss, shape (size,), and if all weigh the same.
 

@@ -96,7 +96,21 @@ class Overwriting(nn.Module):
         return self.body(x.mul_(2.0)).tanh()
 
 
+class Attending(nn.Module):
+    """Products in forward over reverse mode are wrong in torch 2.14, those of one vector right."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(6, 2, batch_first=True)
+        self.norm = nn.LayerNorm(6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x[:, None] + torch.arange(3, dtype=x.dtype)[:, None]
+        return self.norm(self.attention(x, x, x)[0]).mean(1)
+
+
 MODELS = CASES | {
+    "attention": Case(Attending, (6,), 3),
     "branches in Python": Case(Branching, (6,), 3),
     "LSTM, unused weights": Case(Recurrent, (6,), 3),
     "buffers that change": Case(Remembering, (6,), 3),
@@ -194,6 +208,50 @@ def test_mean_over_samples_not_over_batches(loss: Any) -> None:
     assert Hessian(model, batches, loss=loss).loss == pytest.approx(
         loss(model(data.x), data.y).mean().item()
     )
+
+
+def test_a_wrong_second_derivative_is_refused() -> None:
+    """Of an operation here; torch 2.14 has such ones, for example its fused weight norm."""
+
+    class Wrong(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            ctx.save_for_backward(x)
+            return x**3
+
+        @staticmethod
+        def backward(ctx: Any, gradient: Tensor) -> Tensor:
+            (x,) = ctx.saved_tensors
+            return gradient.detach() * 3 * x**2
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = mlp()[0]
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layers[2](Wrong.apply(self.layers[0](x)))
+
+    with pytest.raises(ValueError, match="^model: .* not symmetric: an operation is at fault"):
+        Hessian(Model(), mlp()[1])
+
+
+HIDDEN: dict[str, Callable[..., Tensor]] = {
+    "class weights": lambda output, target: F.cross_entropy(
+        output, target, weight=torch.tensor([1.0, 9.0, 0.1]).double()
+    ),
+    "targets left out": lambda output, target: F.cross_entropy(output, target, ignore_index=2),
+    "a sum": lambda output, target: F.cross_entropy(output, target, reduction="sum"),
+}
+
+
+@pytest.mark.parametrize("loss", HIDDEN.values(), ids=HIDDEN)
+def test_a_loss_that_hides_its_weights_needs_all_samples_in_one_batch(loss: Any) -> None:
+    """DESIGN section 3: else the result would be another one for each size of batch."""
+    model, data = mlp()
+    torch.testing.assert_close(hessian(model, data, loss=loss), exact(model, data, loss))
+    with pytest.raises(ValueError, match="^loss: expected the mean over the samples of a batch"):
+        hessian(model, data, loss=loss, batch_size=10)
 
 
 def test_a_batch_without_loss_weighs_as_its_classes_do() -> None:
