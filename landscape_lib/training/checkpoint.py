@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_map
 
 from landscape_lib import files
 from landscape_lib.evaluation.batches import Batch, is_whole
+from landscape_lib.evaluation.nested import check_classes, naming
 from landscape_lib.fingerprint import (
     Fingerprint,
     differences,
@@ -89,6 +90,7 @@ class Run:
     dtype: torch.dtype | None = None
     fingerprint: Fingerprint = field(default_factory=dict)
     place: Place = Place(torch.device("cpu"))
+    targets: Tensor | None = None  # all of them, to be looked at once, before the first step
     entries: list[Entry] = field(default_factory=list)  # the trajectory, as checkpoints hold it
 
     def step(
@@ -109,9 +111,13 @@ class Run:
             batch = next(source)
             if backward:
                 optimizer.zero_grad()
-            with self.autocast():
-                output = self.model(batch.x)
-            value = loss(tree_map(_as_float32, output), batch.y)
+            with naming(batch.x, batch.y):
+                with self.autocast():
+                    output = self.model(batch.x)
+                if self.targets is not None:
+                    check_classes(loss, output, self.targets)
+                    self.targets = None
+                value = loss(tree_map(_as_float32, output), batch.y)
             if not isinstance(value, Tensor) or value.dim() > 0:
                 given = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
                 raise TypeError(f"loss: expected it to return a scalar tensor, got {given}")

@@ -113,6 +113,7 @@ def train(
         device = next(model.parameters()).device
         channels_last = pays_channels_last(model.eval(), data.x[:1].to(device))
         run = Run(model, optimizer, schedule, runtime.generator(seed), History(), dtype)
+        run.targets = data.y
         training = _Training(run, settings, data, test, loss, augment, channels_last)
         if checkpoint is not None:
             run.describe(data, test, loss, augment, vars(settings))
