@@ -682,6 +682,11 @@ CASES: dict[str, Case] = {
         ValueError,
         "data: expected classes from 0 to 2 in y, since the model has 3 outputs, got 0 to 3",
     ),
+    "evaluate: a class too many": (
+        lambda: evaluate(MODEL, LINE, of(DATA.x, torch.arange(10))),
+        ValueError,
+        "data: expected classes from 0 to 2 in y, since the model has 3 outputs, got 0 to 9",
+    ),
     "train: a class below 0": (
         lambda: train(MODEL, of(DATA.x, DATA.y - 1), OPTIMIZER),
         ValueError,

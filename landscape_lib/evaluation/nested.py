@@ -84,12 +84,14 @@ def _described(value: Any) -> str:
     return said
 
 
-def check_classes(loss: Any, output: Any, targets: Tensor) -> None:
+def check_classes(loss: Any, output: Any, targets: Any) -> None:
     """Raise an error unless the targets of a cross-entropy are classes that the output has."""
-    known = loss in (F.cross_entropy, F.nll_loss)
+    known = any(loss is one for one in (F.cross_entropy, F.nll_loss))
     if not (known or isinstance(loss, nn.CrossEntropyLoss | nn.NLLLoss)):
         return
-    if not isinstance(output, Tensor) or output.dim() < 2 or targets.dim() != output.dim() - 1:
+    if not (isinstance(output, Tensor) and isinstance(targets, Tensor)):
+        return
+    if output.dim() < 2 or targets.dim() != output.dim() - 1:
         return
     classes = output.shape[1]
     if targets.dtype not in (torch.int64, torch.uint8):
