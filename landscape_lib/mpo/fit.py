@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import OneCycleLR
 
 from landscape_lib import runtime
-from landscape_lib.evaluation.nested import naming
+from landscape_lib.evaluation.given import naming
 from landscape_lib.mpo import patterns
 from landscape_lib.mpo.cells import Cells
 from landscape_lib.mpo.draws import Plan

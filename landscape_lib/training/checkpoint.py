@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_map
 
 from landscape_lib import files
 from landscape_lib.evaluation.batches import Batch, is_whole
-from landscape_lib.evaluation.nested import check_classes, naming
+from landscape_lib.evaluation.given import check_classes, naming
 from landscape_lib.fingerprint import (
     Fingerprint,
     differences,

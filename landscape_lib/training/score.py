@@ -19,8 +19,8 @@ from landscape_lib.evaluation.batches import (
     read_batches,
     reads_channels_last,
 )
+from landscape_lib.evaluation.given import naming
 from landscape_lib.evaluation.measures import Measures, Seen, UnevenLoss, mean_and_error
-from landscape_lib.evaluation.nested import naming
 
 
 def score(
