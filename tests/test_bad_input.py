@@ -677,6 +677,46 @@ CASES: dict[str, Case] = {
         TypeError,
         "data: expected tensors x and y, got ndarray",
     ),
+    "train: a class too many, at the end": (
+        lambda: train(MODEL, of(DATA.x, torch.tensor([0] * 9 + [3])), OPTIMIZER, batch_size=2),
+        ValueError,
+        "data: expected classes from 0 to 2 in y, since the model has 3 outputs, got 0 to 3",
+    ),
+    "evaluate: a class too many": (
+        lambda: evaluate(MODEL, LINE, of(DATA.x, torch.arange(10))),
+        ValueError,
+        "data: expected classes from 0 to 2 in y, since the model has 3 outputs, got 0 to 9",
+    ),
+    "train: a class below 0": (
+        lambda: train(MODEL, of(DATA.x, DATA.y - 1), OPTIMIZER),
+        ValueError,
+        "data: expected classes from 0 to 2 in y, .* got -1 to 1",
+    ),
+    "train: classes as real numbers": (
+        lambda: train(MODEL, of(DATA.x, DATA.y.float()), OPTIMIZER),
+        TypeError,
+        "data: expected classes in y as torch.int64, got torch.float32",
+    ),
+    "train: a feature too few": (
+        lambda: train(MODEL, of(DATA.x[:, 1:], DATA.y), OPTIMIZER),
+        RuntimeError,
+        r"data: this is at x = torch.float64 of shape \(10, 5\), y = torch.int64 .* from 0 to 2",
+    ),
+    "score: a feature too few": (
+        lambda: ll.training.score(MODEL, of(DATA.x[:, 1:], DATA.y)),
+        RuntimeError,
+        r"data: this is at x = torch.float64 of shape \(10, 5\)",
+    ),
+    "fit: a feature too few": (
+        lambda: ll.mpo.fit(MODEL, ["#."], of(DATA.x[:, 1:], DATA.y), iterations=1),
+        RuntimeError,
+        r"data: this is at x = torch.float64 of shape \(10, 5\)",
+    ),
+    "evaluate: a feature too few": (
+        lambda: evaluate(MODEL, LINE, of(DATA.x[:, 1:], DATA.y)),
+        RuntimeError,
+        "with x as it stands in data",
+    ),
     "models: a seed of 70 bits": (
         lambda: ll.models.mlp(seed=2**70),
         ValueError,

@@ -14,7 +14,7 @@ import xarray as xr
 
 import landscape_lib as ll
 from landscape_lib import results
-from landscape_lib.results import MissingResult, StaleResult, cached, provenance, scratch
+from landscape_lib.results import MissingResult, StaleResult, cached, duration, provenance, scratch
 
 CONFIG = {"data": "digits", "seeds": [0, 1], "width": 0.5}
 
@@ -217,7 +217,7 @@ def test_the_device_of_an_evaluation_is_kept(monkeypatch):
     [(0.4, "0 s"), (99.4, "99 s"), (100, "2 min"), (5399, "90 min"), (5400, "1.5 h")],
 )
 def test_durations_as_a_person_would_say_them(seconds, text):
-    assert results.duration(seconds) == text
+    assert duration(seconds) == text
 
 
 # --- interruption -------------------------------------------------------------------------------

@@ -8,6 +8,8 @@ or of a shared file system reads on its first chunk; on a Dask cluster through D
 from __future__ import annotations
 
 import contextlib
+import functools
+import multiprocessing
 import os
 import pickle
 import threading
@@ -51,6 +53,7 @@ _local = threading.local()
 # Callers of one process take turns, and so do workers that are threads of one: tracing a model and
 # drawing random numbers both change what is the whole process's.
 TURN = threading.RLock()
+_parcels: set[Path] = set()  # that this worker has opened
 _turn = threading.Lock()
 
 
@@ -120,6 +123,9 @@ def _run_on_worker(key: str, parcel: Any, indices: Indices) -> Values:
         torch.set_num_threads(1)
         try:
             if getattr(_local, "key", None) != key:
+                if isinstance(parcel, Path):
+                    _parcels.add(parcel)
+                    _end_with_parent()
                 content = parcel.read_bytes() if isinstance(parcel, Path) else parcel
                 _local.task, _local.key = pickle.loads(content), key
             values: Values = _local.task.run(indices)
@@ -128,6 +134,22 @@ def _run_on_worker(key: str, parcel: Any, indices: Indices) -> Values:
         finally:
             torch.set_num_threads(threads)
     return values
+
+
+@functools.cache
+def _end_with_parent() -> None:
+    """End this worker of a pool once its parent was killed: it would wait for work for ever."""
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+
+    def watch() -> None:
+        parent.join()
+        for parcel in _parcels:
+            parcel.unlink(missing_ok=True)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _portable(error: Exception) -> Exception:

@@ -23,6 +23,7 @@ from landscape_lib.evaluation.batches import (
     split,
 )
 from landscape_lib.evaluation.batchnorm import clamped
+from landscape_lib.evaluation.given import check_classes
 from landscape_lib.evaluation.measures import Measures, Seen, UnevenLoss
 from landscape_lib.evaluation.points import Points
 from landscape_lib.evaluation.settings import Settings, check_population
@@ -48,6 +49,7 @@ def prepare(
     calibration = _calibration(data, stages, total, size, asked)
     at = _points(model, slice, stages, calibration, asked)
     first, seen = _tried(at, stages, data)
+    check_classes(asked.loss, seen.output, seen.target)
     measures = Measures(asked.loss, asked.metrics, seen)
     apart = measures.keep_apart(seen) and at.keeps_samples_apart(first, seen.output)
     free = apart and asked.batch_size is None and is_whole(data) and not asked.depends_on_batches

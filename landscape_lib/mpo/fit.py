@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import OneCycleLR
 
 from landscape_lib import runtime
+from landscape_lib.evaluation.given import naming
 from landscape_lib.mpo import patterns
 from landscape_lib.mpo.cells import Cells
 from landscape_lib.mpo.draws import Plan
@@ -194,5 +195,6 @@ def _begin(
     objective = plan.objective()
     at = Cells(model, loss, settings.dtype)
     together = objective.low + objective.high
-    method = at.choose(settings.method, data.x, data.y, together, settings.batch_size)
+    with naming(data.x, data.y):
+        method = at.choose(settings.method, data.x, data.y, together, settings.batch_size)
     return Fitting(plan, objective, data, augment, at, method, span, run, weights_of(model))

@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_map
 
 from landscape_lib import files
 from landscape_lib.evaluation.batches import Batch, is_whole
+from landscape_lib.evaluation.given import check_classes, naming
 from landscape_lib.fingerprint import (
     Fingerprint,
     differences,
@@ -26,6 +27,7 @@ from landscape_lib.fingerprint import (
     digest_without_weights,
     warn_of_unknown,
 )
+from landscape_lib.training.trajectory import Entry, Place
 from landscape_lib.weights import Weights, weights_of
 
 FORMAT = "landscape_lib checkpoint 2"
@@ -87,6 +89,9 @@ class Run:
     history: History
     dtype: torch.dtype | None = None
     fingerprint: Fingerprint = field(default_factory=dict)
+    place: Place = Place(torch.device("cpu"))
+    targets: Tensor | None = None  # all of them, to be looked at once, before the first step
+    entries: list[Entry] = field(default_factory=list)  # the trajectory, as checkpoints hold it
 
     def step(
         self, batches: Iterator[Batch], loss: Callable[[Any, Any], Tensor], weight_decay: float = 0
@@ -106,9 +111,13 @@ class Run:
             batch = next(source)
             if backward:
                 optimizer.zero_grad()
-            with self.autocast():
-                output = self.model(batch.x)
-            value = loss(tree_map(_as_float32, output), batch.y)
+            with naming(batch.x, batch.y):
+                with self.autocast():
+                    output = self.model(batch.x)
+                if self.targets is not None:
+                    check_classes(loss, output, self.targets)
+                    self.targets = None
+                value = loss(tree_map(_as_float32, output), batch.y)
             if not isinstance(value, Tensor) or value.dim() > 0:
                 given = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
                 raise TypeError(f"loss: expected it to return a scalar tensor, got {given}")
@@ -132,8 +141,12 @@ class Run:
 
     def record(self, step: int) -> None:
         """Add the present weights to the trajectory."""
-        self.history.trajectory.append(weights_of(self.model))
+        self._keep(*self.place.keep(weights_of(self.model), step), step)
+
+    def _keep(self, point: Weights, entry: Entry, step: int) -> None:
+        self.history.trajectory.append(point)
         self.history.trajectory_steps.append(step)
+        self.entries.append(entry)
 
     def describe(
         self, data: Any, test: Any, loss: Any, augment: Any, settings: dict[str, Any]
@@ -160,6 +173,14 @@ class Run:
 
     def save(self, path: Path) -> None:
         """Write the checkpoint and put it in place."""
+        files.write(path, files.sealed(self._content()))
+
+    def _content(self) -> bytes:
+        """Return the checkpoint as bytes.
+
+        Raises:
+            TypeError: optimiser or schedule hold something that a checkpoint cannot.
+        """
         state = {
             "format": FORMAT,
             "fingerprint": self.fingerprint,
@@ -169,13 +190,14 @@ class Run:
             "generator": self.generator.get_state(),
             "random_state": torch.get_rng_state(),
             "cuda_random_state": torch.cuda.get_rng_state_all(),
-            "history": vars(self.history),
+            "history": vars(self.history) | {"trajectory": self.entries},
         }
         # A learning rate of numpy's, say from np.geomspace, could be written but not read again.
         state = tree_map(lambda v: v.item() if isinstance(v, np.generic) else v, state)
-        content = io.BytesIO()
-        torch.save(state, content)
-        files.write(path, files.sealed(content.getvalue()))
+        if len(self.history.epochs) <= 1:  # before the first step, and what it has left behind
+            for name in ("optimizer", "schedule"):
+                _check_readable(name, state[name])
+        return _saved(state)
 
     def resume(self, path: Path) -> None:
         """Go back to the checkpoint, if there is one.
@@ -186,6 +208,7 @@ class Run:
         warn_of_unknown(self.fingerprint, f"checkpoint: {path}")
         files.remove_abandoned(path)
         if not path.exists():
+            self._content()  # what it cannot hold is found before the first step
             return
         try:
             device = next(self.model.parameters()).device
@@ -194,8 +217,11 @@ class Run:
             state = torch.load(content, map_location="cpu", weights_only=True)
             if state["format"] != FORMAT:
                 raise ValueError(f"its format is {state['format']!r}, not {FORMAT!r}")
-            history = History(**state["history"])
+            steps = state["history"]["trajectory_steps"]
+            entries = zip(state["history"]["trajectory"], steps, strict=True)
+            history = History(**state["history"] | {"trajectory": [], "trajectory_steps": []})
             changed = differences(state["fingerprint"], self.fingerprint)
+            kept = [] if changed else [(*self.place.found(e, step), step) for e, step in entries]
         except Exception as error:
             raise CheckpointMismatch(
                 f"checkpoint: {path} cannot be read ({error}); it was left untouched: "
@@ -216,6 +242,26 @@ class Run:
         if device.type == "cuda":
             torch.cuda.set_rng_state_all(state["cuda_random_state"])
         self.history = history
+        for point in kept:
+            self._keep(*point)
+
+
+def _saved(state: Any) -> bytes:
+    content = io.BytesIO()
+    torch.save(state, content)
+    return content.getvalue()
+
+
+def _check_readable(name: str, state: Any) -> None:
+    """Raise a ``TypeError`` unless a state can be written, and read without running its code."""
+    try:
+        torch.load(io.BytesIO(_saved(state)), map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise TypeError(
+            f"checkpoint: expected a {name} of numbers, text, tensors, lists and dictionaries, got "
+            f"one that cannot be kept in a file (see above). The functions of a LambdaLR may be "
+            f"lambdas, but not objects that hold one; or train without a checkpoint"
+        ) from error
 
 
 def _hooks(held: Any) -> list[Any]:

@@ -19,6 +19,7 @@ from landscape_lib.evaluation.batches import (
     read_batches,
     reads_channels_last,
 )
+from landscape_lib.evaluation.given import naming
 from landscape_lib.evaluation.measures import Measures, Seen, UnevenLoss, mean_and_error
 
 
@@ -56,7 +57,8 @@ def score(
 
 
 def _seen(model: nn.Module, batch: Batch) -> Seen:
-    return Seen(model(batch.x), batch.y, batch.size)
+    with naming(batch.x, batch.y):
+        return Seen(model(batch.x), batch.y, batch.size)
 
 
 def _weights(model: nn.Module, measures: Measures, batches: list[Batch]) -> list[Tensor | None]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import time
+import uuid
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +21,12 @@ from tqdm import tqdm
 
 from landscape_lib import files, runtime
 from landscape_lib.evaluation.batches import Batch, is_whole, move
+from landscape_lib.fingerprint import digest
 from landscape_lib.training.checkpoint import History, Run
 from landscape_lib.training.score import check_model, mode_given_back, pays_channels_last, score
 from landscape_lib.training.settings import Settings, check_optimizer, count_samples
+from landscape_lib.training.trajectory import Place
+from landscape_lib.weights import weights_of
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]
 
@@ -40,6 +44,7 @@ def train(
     schedule_every: str = "step",
     augment: Augment | None = None,
     record_every: int | None = None,
+    record_to: str | os.PathLike[str] | None = None,
     dtype: torch.dtype | None = None,
     weight_decay: float = 0.0,
     checkpoint: str | os.PathLike[str] | None = None,
@@ -67,7 +72,10 @@ def train(
         schedule_every: ``"step"`` or ``"epoch"``: when the schedule advances.
         augment: ``(x, generator) -> x``, applied to each batch, for example
             :func:`crop_and_flip`.
-        record_every: record the weights every so many steps.
+        record_every: record the weights every so many steps. The progress bar says what that
+            takes, and a warning before the first step if it is more than 1 GiB.
+        record_to: where: on the model's device (``None``), ``"cpu"``, or a folder, in which every
+            point is a file that is read when it is used, and that checkpoints do not repeat.
         dtype: ``torch.bfloat16`` runs forward passes in torch's autocast: layers that gain from it
             compute in that type; weights, their gradients and the loss stay as they are.
         weight_decay: adds ``weight_decay / 2`` times the squared norm of all trained parameters to
@@ -105,14 +113,22 @@ def train(
         device = next(model.parameters()).device
         channels_last = pays_channels_last(model.eval(), data.x[:1].to(device))
         run = Run(model, optimizer, schedule, runtime.generator(seed), History(), dtype)
+        run.targets = data.y
         training = _Training(run, settings, data, test, loss, augment, channels_last)
         if checkpoint is not None:
             run.describe(data, test, loss, augment, vars(settings))
+        mine = digest(run.fingerprint) if run.fingerprint else uuid.uuid4().hex
+        run.place = Place.of(record_to, device, mine)
+        if checkpoint is not None:
             run.resume(path)
-        if record_every is not None and not run.history.trajectory:
-            run.record(0)
         done, total = len(run.history.batch_losses), epochs * steps
-        bar = runtime.progress_bar(progress, total=total, initial=done, unit="step")
+        label = None
+        if record_every is not None:
+            points = len({*range(0, total, record_every), total}) - len(run.history.trajectory)
+            label = f"trajectory of {run.place.cost(weights_of(model), points)}"
+            if not run.history.trajectory:
+                run.record(0)
+        bar = runtime.progress_bar(progress, desc=label, total=total, initial=done, unit="step")
         with bar:
             for epoch in range(len(run.history.epochs), epochs):
                 row = training.epoch(epoch + 1, steps, bar)

@@ -120,6 +120,77 @@ def test_moving_the_book_needs_the_address_it_is_at(tmp_path: Path) -> None:
     assert "_config.yml: expected a line" in done.stdout
 
 
+@pytest.mark.parametrize(
+    "address",
+    ["", "https://", "example.org", "https://a.org/`touch x`", "https://a.org/$$(touch x)"]
+    + ["https://a.org/$x", "https://a.org/'", 'https://a.org/"; touch x; "', "https://a.org/a b"],
+)
+def test_an_address_that_a_shell_would_read_otherwise_is_refused(  # CASES K8
+    tmp_path: Path, address: str
+) -> None:
+    (tmp_path / "Makefile").write_text((ROOT / "Makefile").read_text())
+    (tmp_path / "_config.yml").write_text(before := f"  url: {URL}\n")
+    subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True)
+    subprocess.run(["git", "add", "."], cwd=tmp_path, check=True)
+    make = ["make", "repository", f"URL={address}"]
+    done = subprocess.run(make, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode and "Name the address, without quotes" in done.stdout
+    assert (tmp_path / "_config.yml").read_text() == before and not (tmp_path / "x").exists()
+
+
+# Stands for Python: makes folders and notes what it is asked to install, or dies of it.
+PYTHON = """\
+#!/bin/sh
+case "$*" in
+  *venv*) mkdir -p .venv/bin && cp "$0" .venv/bin/python ;;
+  *pip*) echo "$*" >> installed.log; test ! -f die || kill -9 $PPID ;;
+esac
+"""
+
+
+def test_make_installs_once_and_an_interrupted_environment_is_made_again(tmp_path: Path) -> None:
+    (tmp_path / "Makefile").write_text((ROOT / "Makefile").read_text())
+    (tmp_path / "pyproject.toml").touch()
+    python, log = tmp_path / "python", tmp_path / "installed.log"
+    python.write_text(PYTHON)
+    python.chmod(0o755)
+    for name in ("book", "lint", "lab", "run"):
+        rule = f"^{name}: ([^#]*)##"
+        (needs,) = re.findall(rule, (ROOT / "Makefile").read_text(), re.MULTILINE)
+        assert needs.split() == [".venv/installed"]
+    make = ["make", ".venv/installed", f"PYTHON={python}"]
+
+    def made() -> int:
+        return subprocess.run(make, cwd=tmp_path, capture_output=True).returncode
+
+    (tmp_path / "die").touch()
+    assert made() != 0
+    left = tmp_path / ".venv" / "half a package"
+    left.touch()
+    (tmp_path / "die").unlink()
+    assert made() == 0 and not left.exists()
+    assert log.read_text() == 2 * "-m pip install --editable .[book,test,lab]\n"
+    left.touch()
+    assert made() == 0 and log.read_text().count("\n") == 2
+    (tmp_path / "pyproject.toml").touch()  # newer: installed again, into what is there
+    os.utime(tmp_path / ".venv" / "installed", (0, 0))
+    assert made() == 0 and left.exists() and log.read_text().count("\n") == 3
+
+
+def test_an_environment_that_make_did_not_begin_stays(tmp_path: Path) -> None:
+    """The README says so: for a build of PyTorch of one's own."""
+    (tmp_path / "Makefile").write_text((ROOT / "Makefile").read_text())
+    (tmp_path / "pyproject.toml").touch()
+    python = tmp_path / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text(PYTHON)
+    python.chmod(0o755)
+    (tmp_path / ".venv" / "torch").touch()
+    make = ["make", ".venv/installed", f"PYTHON={python}"]
+    assert subprocess.run(make, cwd=tmp_path, capture_output=True).returncode == 0
+    assert (tmp_path / ".venv" / "torch").exists()
+
+
 @each_notebook
 def test_first_cell_installs_from_the_configured_address(path: Path) -> None:
     assert code_cells(path)[0].source == INSTALL_CELL

@@ -5,6 +5,8 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 from concurrent.futures import (
     BrokenExecutor,
     Executor,
@@ -111,6 +113,42 @@ def test_no_file_is_left_behind(tmp_path, monkeypatch):
     with ThreadPoolExecutor(1) as executor:
         ll.evaluate(model, make_plane(model), data, executor=executor)
     assert not list(tmp_path.iterdir())
+
+
+KILLED = """
+import multiprocessing, os, signal
+import test_distribute as t
+from concurrent.futures import ProcessPoolExecutor
+if __name__ == "__main__":
+    model, data = t.CASES["mlp"].build()
+    plane = t.make_plane(model, t.np.linspace(0, 1, 9), t.np.linspace(0, 1, 7))
+    context = multiprocessing.get_context("spawn")
+    executor = ProcessPoolExecutor(2, mp_context=context)
+    for chunk in t.distribute._shipped(executor, t.Echo()).gen:
+        executor.submit(t.distribute._run_on_worker, *chunk, t.np.arange(3)).result()
+        workers = [process.pid for process in multiprocessing.active_children()]
+        print(*workers, chunk[1], flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="kills")
+def test_a_killed_parent_leaves_neither_workers_nor_files(tmp_path):  # CASES K11
+    script = tmp_path / "killed.py"
+    script.write_text(KILLED)
+    paths = [str(Path(ll.__file__).parents[1]), str(Path(__file__).parent), *sys.path]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "TMPDIR": str(tmp_path)}
+    # Its output ends when the last process that holds it has ended; else this would wait for ever.
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", script],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment,
+        timeout=1800,
+    )
+    assert done.returncode == -signal.SIGKILL
+    *workers, parcel = done.stdout.split()
+    assert workers and not Path(parcel).exists()
 
 
 def test_dask_cluster_survives_a_killed_worker(tmp_path, monkeypatch):

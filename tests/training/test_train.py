@@ -539,3 +539,116 @@ def test_augmentation_draws_from_its_generator_only():
     first, same, other = (crop_and_flip(x, generator(seed)) for seed in (1, 1, 2))
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.equal(first, same) and not torch.equal(first, other)
+
+
+# --- where the trajectory is kept ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("first", [None, "cpu", "folder"])
+@pytest.mark.parametrize("then", [None, "cpu", "folder"])
+def test_a_trajectory_kept_anywhere_is_the_same_also_resumed_elsewhere(
+    first, then, tmp_path, monkeypatch
+):
+    folder, path = tmp_path / "points", tmp_path / "run.pt"
+    to = {None: None, "cpu": "cpu", "folder": folder}
+    whole = Setup().train()
+    before = Setup(arguments={"record_to": to[first]})
+    interrupt(before, path, 3 * STEPS + 2, monkeypatch)
+    assert_same_run(Setup().train(record_to=to[then], checkpoint=path), whole)
+    files = sorted(folder.glob("*.pt"))
+    if then == "folder":
+        assert len(files) == len(whole[2].trajectory)
+        # A checkpoint names the files and does not repeat them.
+        inside = torch.load(path, weights_only=True)["history"]["trajectory"]
+        assert [point[0] for point in inside] == [str(file) for file in files]
+
+
+def test_a_point_on_disk_that_is_not_as_it_was_is_refused(tmp_path):
+    folder, path = tmp_path / "points", tmp_path / "run.pt"
+    Setup().train(record_to=folder, checkpoint=path)
+    point = sorted(folder.glob("*.pt"))[1]
+    content = bytearray(point.read_bytes())
+    content[len(content) // 2] ^= 1
+    point.write_bytes(content)
+    with pytest.raises(CheckpointMismatch, match=f"cannot be read .*{point.name} is not as it was"):
+        Setup().train(record_to=folder, checkpoint=path)
+
+
+def test_two_runs_in_one_folder_keep_their_points(tmp_path):
+    runs = [Setup().train(record_to=tmp_path, seed=seed)[2] for seed in (0, 1, 0)]
+    again = [Setup().train(seed=seed)[2] for seed in (0, 1, 0)]
+    for run, same in zip(runs, again, strict=True):
+        for point, expected in zip(run.trajectory, same.trajectory, strict=True):
+            assert all(torch.equal(point[name], expected[name]) for name in expected)
+    assert len(list(tmp_path.glob("*.pt"))) == 3 * len(runs[0].trajectory)
+
+
+def test_what_a_trajectory_takes_is_said_before_the_first_step(tmp_path, monkeypatch):
+    trajectory = sys.modules["landscape_lib.training.trajectory"]
+    place = trajectory.Place.of(tmp_path, torch.device("cpu"), "run")
+    weights = {"w": torch.zeros(250_000)}  # of 4 bytes
+    assert place.cost(weights, 20) == f"20 points of 1.0 MB, 0.02 GB on {tmp_path}"
+    with pytest.raises(ValueError, match=r"record_every: .* free; record less often, or choose"):
+        place.cost(weights, 10**12)
+    monkeypatch.setattr(trajectory, "LARGE", 100)
+    model = network()
+    before = model.state_dict()["5.weight"].clone()
+    with (
+        pytest.warns(UserWarning, match=r"record_every: the trajectory takes 11 points of 0\.0 MB"),
+        pytest.raises(KeyboardInterrupt),
+        monkeypatch.context() as patch,
+    ):
+        patch.setattr(sys.modules["landscape_lib.training.train"], "move", stopping(1))
+        ll.train(model, images(), sgd(model), epochs=5, batch_size=8, record_every=2)
+    assert torch.equal(model.state_dict()["5.weight"], before)
+
+
+# --- what a checkpoint cannot hold --------------------------------------------------------------
+
+
+class Holding:
+    """A factor of the learning rate that holds something else than numbers."""
+
+    def __init__(self, held: Any) -> None:
+        self.held = held
+
+    def __call__(self, epoch: int) -> float:
+        return 0.9**epoch
+
+
+@pytest.mark.parametrize("held", [lambda: 1, np.random.default_rng(0)], ids=["lambda", "generator"])
+def test_what_a_checkpoint_cannot_hold_is_found_before_the_first_step(held, tmp_path):
+    def built(optimizer: torch.optim.Optimizer) -> lr_scheduler.LRScheduler:
+        return lr_scheduler.LambdaLR(optimizer, Holding(held))
+
+    seen: list[int] = []
+
+    def counting(output: Tensor, target: Tensor) -> Tensor:
+        seen.append(1)
+        return F.cross_entropy(output, target)
+
+    setup = Setup(schedule=built, arguments={"loss": counting, "test": None})
+    with pytest.raises(TypeError, match=r"checkpoint: expected a schedule of numbers, .*LambdaLR"):
+        setup.train(checkpoint=tmp_path / "run.pt")
+    assert not seen
+    setup.train()  # without one it runs
+
+
+@pytest.mark.parametrize(
+    "built",
+    [
+        lambda o: lr_scheduler.LambdaLR(o, lambda epoch: 0.9**epoch),
+        lambda o: lr_scheduler.LambdaLR(o, Holding(3)),
+        lambda o: lr_scheduler.MultiplicativeLR(o, lambda epoch: 0.9),
+        lambda o: lr_scheduler.CyclicLR(o, 0.01, 0.1, scale_fn=lambda x: x),
+        lambda o: lr_scheduler.SequentialLR(
+            o, [lr_scheduler.LinearLR(o), lr_scheduler.LambdaLR(o, lambda e: 0.9**e)], [2]
+        ),
+    ],
+    ids=["lambda", "object", "multiplicative", "cyclic", "sequence"],
+)
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_schedules_made_of_functions_resume(built, tmp_path, monkeypatch):
+    setup = Setup(schedule=built)
+    interrupt(setup, tmp_path / "run.pt", 2 * STEPS + 2, monkeypatch)
+    assert_same_run(setup.train(checkpoint=tmp_path / "run.pt"), setup.train())
