@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from numbers import Integral
 from typing import Any
 
+import numpy as np
 import torch
 import xarray as xr
 from torch import Tensor
@@ -196,7 +197,7 @@ def project(trajectory: Sequence[Weights], plane: Slice) -> xr.Dataset:
         raise ValueError("trajectory: expected at least one weight vector, got none")
     axes = torch.stack([float64(flatten(d)) for d in plane.directions])
     gram = axes @ axes.T
-    if torch.linalg.matrix_rank(gram, hermitian=True) < len(axes):
+    if np.linalg.matrix_rank(gram.cpu().numpy(), hermitian=True) < len(axes):
         raise ValueError("plane: its directions are linearly dependent, so feet are not unique")
     origin = float64(flatten(plane.origin))
     feet, distances, lengths = [], [], []
