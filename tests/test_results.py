@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -287,3 +288,14 @@ def test_without_a_book_around_it_is_that_of_the_checkout_or_an_error(tmp_path, 
     (tmp_path / "site" / "book" / "results").mkdir(parents=True)
     (tmp_path / "site" / "book" / "references.bib").touch()
     assert results.folder() == tmp_path / "site" / "book" / "results"
+
+
+@pytest.mark.parametrize("value", [None, {"a": 1}])
+def test_what_cannot_be_written_is_kept_elsewhere(value, monkeypatch):
+    """CASES K4: an attribute that netCDF does not know, found after all the work."""
+    unwritable = xr.Dataset({"loss": ("alpha", [1.0, 2.0])}, attrs={"data": value})
+    with pytest.raises(TypeError, match="attr 'data'") as raised:
+        store(monkeypatch, lambda: unwritable)
+    (note,) = raised.value.__notes__
+    kept = pickle.loads(Path(note.partition("kept in ")[2]).read_bytes())
+    assert kept.loss.equals(unwritable.loss)

@@ -402,3 +402,15 @@ def test_a_name_that_no_file_takes_is_refused_before_work(name: str) -> None:  #
     data = SimpleNamespace(x=draw(9, 4), y=classes(9))
     with pytest.raises(ValueError, match="metrics: expected a name of printable characters"):
         ll.evaluate(model, here(model), data, metrics={name: r_squared})
+
+
+@pytest.mark.parametrize("source", [None, {"a": 1}])
+def test_a_source_that_is_no_text_is_no_obstacle(source, tmp_path):
+    """CASES K4: the surface and its store can be written."""
+    data = ll.data.load("digits", "test", samples=20, device="cpu")
+    given = SimpleNamespace(x=data.x, y=data.y, source=source)
+    model = ll.models.mlp(64, hidden=(4,), seed=0)
+    weights = ll.weights_of(model)
+    line = ll.Line(weights, ll.random_direction(weights), [0.0, 1.0])
+    surface = ll.evaluate(model, line, given, store=tmp_path / "line.nc", progress=False)
+    assert surface.to_netcdf() and (tmp_path / "line.nc").exists()
