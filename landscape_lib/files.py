@@ -59,6 +59,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
+    remove_abandoned(target)
     temporary = target.with_name(f".{target.name}.{_HOST}.{os.getpid()}.tmp")
     try:
         yield temporary
