@@ -45,7 +45,7 @@ _HEAD = """\
 # Figure index
 
 Every figure of the two sources, whether its finding was reproduced, and in which chapter. Each
-verdict follows from a **rule** that the chapter states before the numbers are seen; below the table
+verdict follows from a **rule** that the chapter states beside its numbers; below the table
 stand rule and numbers of each. This page is generated from what the chapters show.
 
 | figure | finding | where |

@@ -59,7 +59,7 @@ class PageCanvas(FigureCanvasSVG):
 
 
 def _shorter(text: str) -> str:
-    """Leave out of an SVG what a reader does not see: comments, and less than 0.01 points."""
+    """Leave out of an SVG what a reader does not see: comments, names, less than 0.01 points."""
     text = re.sub(r"<!--.*?-->|<metadata>.*?</metadata>|<!DOCTYPE.*?>", "", text, flags=re.DOTALL)
     text = re.sub(r'(?<=\s[xy])="(-?\d+\.\d\d)\d+"', r'="\1"', text)
 
@@ -67,9 +67,10 @@ def _shorter(text: str) -> str:
         return re.sub(r"\s*\n|(?<=[A-Z]) |(?<=\.\d\d)\d+", "", found[0])
 
     text = re.sub(r'(?<=\sd=)"[^"]*"', path, text)
-    # Double quotes would take three signs each in an address.
+    # Double quotes and ends of lines would take three signs each in an address.
     text = re.sub(r"""="([^"']*)\"""", r"='\1'", text)
-    return re.sub(r"\s*\n\s*", "\n", text)
+    text = re.sub(r"(?<=<g) id='[\w.]+_\d+'", "", text)  # names of groups, which nothing refers to
+    return re.sub(r">\s*\n\s*<", "><", re.sub(r"\s*\n\s*", "\n", text))
 
 
 def use() -> None:

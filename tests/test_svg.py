@@ -105,11 +105,14 @@ def test_notebooks_show_svg_once_the_style_is_set() -> None:
 
 
 def test_a_figure_takes_less_room_than_matplotlib_writes_and_holds_the_same_shapes() -> None:
-    """Comments go, and digits beyond a hundredth of a point; no number moves by more."""
+    """Comments and names of groups go, lines join, and digits beyond a hundredth of a point go."""
     figure, plain = curve(), io.StringIO()
     FigureCanvasSVG(figure).print_figure(plain, format="svg", bbox_inches="tight")
     short, long = svg.text_of(figure), plain.getvalue()
     assert len(short) < 0.85 * len(long)
+    assert "<g id=" in long and "<g id=" not in short and ">\n<" not in short
+    found, named = (re.findall(f, short) for f in (r"(?:href='|url\()#([\w-]+)", r"id='([\w-]+)'"))
+    assert found and set(found) <= set(named)
 
     def numbers(text: str) -> list[float]:
         paths = re.findall(r"""\sd=["']([^"']*)["']""", text)
