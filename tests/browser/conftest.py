@@ -42,11 +42,10 @@ def browser() -> Iterator[Browser]:
 
 # What the book's theme does in any page opened from a folder, to no harm of the reader: it preloads
 # icon fonts, which browsers refuse to pages without a server and warn of, and draws its icons by a
-# script; and it configures the same kernel service twice.
+# script.
 FROM_THE_THEME = re.compile(
     r"Access to font at 'file:|Failed to load resource: .*\.woff2\b"
     r"|^A preload for '.*\.woff2' is found|\.woff2 was preloaded using link preload but not used"
-    r"|^Identifier 'THEBE_JS_URL' has already been declared$"
 )
 
 
