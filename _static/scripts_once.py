@@ -16,5 +16,6 @@ def _once(app: Sphinx, page: str, template: str, context: dict[str, Any], doctre
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
+    """Tell Sphinx to call this before it writes a page."""
     app.connect("html-page-context", _once, priority=900)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
