@@ -21,6 +21,7 @@ from torch import nn
 from landscape_lib import models, results, runtime
 from landscape_lib.data import Dataset
 from landscape_lib.evaluation import batchnorm
+from landscape_lib.evaluation.distribute import TURN
 from landscape_lib.mpo import patterns
 from landscape_lib.mpo.fit import fit
 from landscape_lib.mpo.fitted import MPOFit
@@ -115,7 +116,8 @@ def fit_mask(wanted: MaskFit, load: Callable[[str], Dataset], place: Path | None
         ``train_gap`` at every ``step``, of the images and cells drawn since the one before; the
         scale s, and the ``seconds`` that it took.
     """
-    return results.kept(place, wanted.name, _fit_mask, wanted, load, place)
+    with TURN:  # random numbers are shared by the threads of a process
+        return results.kept(place, wanted.name, _fit_mask, wanted, load, place)
 
 
 def _fit_mask(wanted: MaskFit, load: Callable[[str], Dataset], place: Path | None) -> xr.Dataset:
@@ -184,6 +186,7 @@ def run(
         load: as in :func:`fit_mask`; it must be picklable if the workers are processes.
         place: as in :func:`fit_mask`.
         executor: runs the fits, for example ``ProcessPoolExecutor(2)``; in turn if ``None``.
+            Threads of one process take turns.
 
     Returns:
         What :func:`fit_mask` returns, over ``fit``.
