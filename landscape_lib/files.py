@@ -8,10 +8,13 @@ import hashlib
 import os
 import platform
 import re
+import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+import xarray as xr
 
 # Of a temporary file: whose it is, so that nobody else's is taken for abandoned.
 _HOST = re.sub(r"\W", "_", platform.node())
@@ -82,6 +85,17 @@ def write(path: str | os.PathLike[str], content: bytes | memoryview) -> None:
     except OSError as error:
         error.add_note(f"landscape_lib: {path} could not be written; what it held before is safe")
         raise
+
+
+def netcdf(dataset: xr.Dataset, encoding: Mapping[Any, Any] | None = None) -> bytes:
+    """Return what a NetCDF file of a dataset holds.
+
+    In memory: on a full disk HDF5 ends the process.
+    """
+    dask = sys.modules.get("dask")
+    # Beside a Dask client, xarray asks the cluster for a lock that it does not know.
+    with dask.config.set(scheduler="threads") if dask else contextlib.nullcontext():
+        return bytes(dataset.to_netcdf(engine="h5netcdf", encoding=encoding))
 
 
 def sealed(content: bytes) -> bytes:

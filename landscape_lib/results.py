@@ -96,9 +96,8 @@ def _save(path: Path, name: str, dataset: xr.Dataset, config: dict[str, Any]) ->
         if array.ndim and array.dtype.kind in "fiu"
     }
     try:
-        # In memory first: on a full disk HDF5 ends the process.
         checked = dataset.assign_attrs(digest=_digest_of(dataset))
-        content = checked.to_netcdf(engine="h5netcdf", encoding=encoding)
+        content = files.netcdf(checked, encoding)
         if len(content) > LARGEST_FILE:
             raise ValueError(
                 f"result {name!r} takes {len(content):,} bytes; stored results stay below "
@@ -167,7 +166,7 @@ def kept(
         return xr.load_dataset(content, engine="h5netcdf")
     found = work(*arguments)
     if file is not None:
-        files.write(file, files.sealed(bytes(found.to_netcdf(engine="h5netcdf"))))
+        files.write(file, files.sealed(files.netcdf(found)))
     return found
 
 

@@ -120,10 +120,9 @@ class SurfaceStore:
             "fingerprint": to_json(self.fingerprint),
             "digest": digest([self.values, self.done]),
         }
-        # In memory first: on a full disk HDF5 ends the process. With checksums, so that a bit that
-        # has flipped is found.
+        # With checksums, so that a bit that has flipped is found.
         checked = {name: {"fletcher32": True} for name in dataset.data_vars}
-        files.write(self.path, dataset.to_netcdf(engine="h5netcdf", encoding=checked))
+        files.write(self.path, files.netcdf(dataset, checked))
         self._journal.remove()
         self._saved = time.monotonic()
         self._changed = False

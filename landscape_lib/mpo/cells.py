@@ -194,11 +194,6 @@ class Cells:
 
     def _by_loop(self, leaf: Tensor, cells: Tensor, x: Tensor, y: Tensor, _: int) -> Pair:
         weights = unflatten((cells[0] @ leaf).to(self.dtype), self._like)
-        if self._channels_last:  # images of one channel do not say so, so the weights have to
-            weights = {
-                name: w.contiguous(memory_format=torch.channels_last) if w.dim() == 4 else w
-                for name, w in weights.items()
-            }
         loss, correct = self._score(call_with(self._probe, weights, x), y)
         return loss[None], correct[None]
 

@@ -206,7 +206,6 @@ class Run:
             CheckpointMismatch: it cannot be read, or belongs to another run.
         """
         warn_of_unknown(self.fingerprint, f"checkpoint: {path}")
-        files.remove_abandoned(path)
         if not path.exists():
             self._content()  # what it cannot hold is found before the first step
             return

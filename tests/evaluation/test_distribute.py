@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 from concurrent.futures import (
     BrokenExecutor,
     Executor,
@@ -168,6 +171,51 @@ def test_dask_cluster_survives_a_killed_worker(tmp_path, monkeypatch):
     ):
         got = ll.evaluate(model, plane, data, loss=deadly, method="loop", executor=executor)
     assert not marker.exists()
+    np.testing.assert_allclose(got.loss, expected.loss, rtol=1e-12)
+
+
+@pytest.mark.parametrize("end", ["none", "workers", "scheduler"])
+def test_dask_with_a_store_whatever_dies(tmp_path, end):
+    """CASES K11: with all workers or the scheduler killed, what was finished is in the store."""
+    pytest.importorskip("distributed")
+    from distributed import Client
+    from distributed.deploy.subprocess import SubprocessCluster
+
+    def slow(output, target):  # in here, since workers cannot import this file
+        time.sleep(0.05)
+        return F.cross_entropy(output, target)
+
+    model = ll.models.mlp(64, hidden=(8,), seed=0)
+    data = ll.data.load("digits", "test", samples=40, device="cpu")
+    plane = make_plane(model, np.linspace(0, 1, 9), np.linspace(0, 1, 7))
+    options = {"loss": slow, "method": "loop", "progress": False}
+    expected = ll.evaluate(model, plane, data, **options)
+    options["store"] = tmp_path / "s.nc"
+    with contextlib.ExitStack() as stack:
+        cluster = SubprocessCluster(worker_kwargs={"nthreads": 1})
+        client = stack.enter_context(Client(cluster))
+        if end != "scheduler":
+            stack.callback(cluster.close)
+        executor = client.get_executor()
+
+        def kill():
+            while not (tmp_path / "s.nc.journal").exists():
+                time.sleep(0.01)
+            if end == "workers":
+                for number in client.run(os.getpid).values():
+                    os.kill(number, signal.SIGKILL)
+            elif end == "scheduler":
+                cluster.scheduler.process.kill()
+
+        killer = threading.Thread(target=kill)
+        killer.start()
+        if end != "none":
+            with pytest.raises(BrokenExecutor, match="in the store"):
+                ll.evaluate(model, plane, data, executor=executor, **options)
+        else:
+            ll.evaluate(model, plane, data, executor=executor, **options)
+        killer.join()
+    got = ll.evaluate(model, plane, data, **options)
     np.testing.assert_allclose(got.loss, expected.loss, rtol=1e-12)
 
 

@@ -10,6 +10,8 @@ import random
 import threading
 import tracemalloc
 from collections import UserDict
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -414,3 +416,13 @@ def test_a_source_that_is_no_text_is_no_obstacle(source, tmp_path):
     line = ll.Line(weights, ll.random_direction(weights), [0.0, 1.0])
     surface = ll.evaluate(model, line, given, store=tmp_path / "line.nc", progress=False)
     assert surface.to_netcdf() and (tmp_path / "line.nc").exists()
+
+
+def test_threads_take_turns_at_a_store(tmp_path: Path) -> None:  # K12
+    model, data = linear(), SimpleNamespace(x=draw(200, 4), y=classes(200))
+    expected = ll.evaluate(model, here(model), data, progress=False)
+    options: dict[str, Any] = {"store": tmp_path / "s.nc", "progress": False}
+    with ThreadPoolExecutor(4) as threads:
+        asked = [threads.submit(ll.evaluate, model, here(model), data, **options) for _ in range(4)]
+    assert all(one.result().loss.equals(expected.loss) for one in asked)
+    assert [file.name for file in tmp_path.iterdir()] == ["s.nc"]
