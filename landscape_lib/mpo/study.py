@@ -6,7 +6,6 @@ goes on where it was, and any executor may share the fits out.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Executor
 from dataclasses import asdict, dataclass
@@ -22,6 +21,7 @@ from landscape_lib import models, results, runtime
 from landscape_lib.data import Dataset
 from landscape_lib.evaluation import batchnorm
 from landscape_lib.evaluation.distribute import TURN
+from landscape_lib.fingerprint import digest
 from landscape_lib.mpo import patterns
 from landscape_lib.mpo.fit import fit
 from landscape_lib.mpo.fitted import MPOFit
@@ -70,9 +70,8 @@ class MaskFit:
 
     @property
     def name(self) -> str:
-        """What the fit is called among those of its study."""
-        frame = "_frame" if self.frame else ""
-        return f"{self.norm}_{self.fill:g}_{self.seed}_{self.iterations}{frame}"
+        """What the fit is called among those of its study: no other one is called so."""
+        return f"{self.norm}_{self.fill:g}_{self.seed}_{digest(asdict(self))[:12]}"
 
     def network(self, in_channels: int = 1) -> nn.Module:
         """Build the network; the arms of the study differ in nothing but batch norm.
@@ -104,7 +103,7 @@ def fit_mask(wanted: MaskFit, load: Callable[[str], Dataset], place: Path | None
         wanted: the fit.
         load: gives the data set of ``"train"`` and of ``"test"``.
         place: a folder for the checkpoint and the outcome, from which a finished fit is read and
-            an interrupted one resumed.
+            an interrupted one resumed; for one data set alone, as :func:`results.scratch` gives it.
 
     Returns:
         The fields of :class:`MaskFit`; ``pattern`` over ``row`` and ``column``; ``loss`` and
@@ -114,14 +113,13 @@ def fit_mask(wanted: MaskFit, load: Callable[[str], Dataset], place: Path | None
         ``"batch"``, the statistics of all images of the map together, is that of ``loss``;
         ``"frozen"`` are those of a new network, mean 0 and variance 1 (the authors' trainer);
         ``train_gap`` at every ``step``, of the images and cells drawn since the one before; the
-        scale s, and the ``seconds`` that it took.
+        scale s, and the ``seconds`` that the fit took.
     """
     with TURN:  # random numbers are shared by the threads of a process
         return results.kept(place, wanted.name, _fit_mask, wanted, load, place)
 
 
 def _fit_mask(wanted: MaskFit, load: Callable[[str], Dataset], place: Path | None) -> xr.Dataset:
-    started = time.process_time()
     data = {split: load(split) for split in ("train", "test")}
     images = data["train"]
     model = wanted.network(images.x.shape[1]).to(images.x.device)
@@ -135,7 +133,6 @@ def _fit_mask(wanted: MaskFit, load: Callable[[str], Dataset], place: Path | Non
         lr=wanted.lr,
         schedule="one-cycle",
         shared_batch=False,
-        method="loop" if images.x.device.type == "cpu" else "auto",
         record_every=max(1, wanted.iterations // RECORDS),
         checkpoint=None if place is None else place / f"{wanted.name}.pt",
         seed=wanted.seed,
@@ -145,7 +142,7 @@ def _fit_mask(wanted: MaskFit, load: Callable[[str], Dataset], place: Path | Non
     found["step"] = ("record", [int(row["iteration"]) for row in rows])
     found["train_gap"] = ("record", np.array([row["gap"] for row in rows], dtype=np.float32))
     found = found.assign(asdict(wanted) | {"pool": str(wanted.pool)})
-    found = found.assign(scale=float(fitted.scale), seconds=time.process_time() - started)
+    found = found.assign(scale=float(fitted.scale), seconds=fitted.history.seconds)
     return found.assign_attrs(data=images.source)
 
 

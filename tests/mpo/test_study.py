@@ -1,7 +1,7 @@
 """The study of random masks: arms that differ in batch norm alone, fits that are done once."""
 
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -63,6 +63,15 @@ def test_finished_fits_are_not_done_again(tmp_path, monkeypatch):
     assert len(done) == 1
     xr.testing.assert_identical(whole.isel(fit=slice(2)).drop_attrs(), first.drop_attrs())
     assert np.isnan(whole.policy_loss.isel(fit=0, policy=1)).all()  # no batch norm, no policy
+
+
+@pytest.mark.parametrize("field", [field.name for field in fields(MaskFit)])
+def test_a_fit_of_other_settings_is_not_taken_for_it(field):
+    """What is kept under a name is found again by these settings only."""
+    new = {"norm": "standard", "pool": (2,), "fill": 0.5 + 1e-9, "frame": True}
+    value = new[field] if field in new else getattr(SMALL, field) + 1
+    other = replace(SMALL, **{field: value})
+    assert other.name != SMALL.name and replace(SMALL).name == SMALL.name
 
 
 def test_threads_give_the_same_table():
