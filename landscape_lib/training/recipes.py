@@ -13,13 +13,11 @@ import xarray as xr
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler, MultiStepLR, OneCycleLR
 
-from landscape_lib import directions, models, results
+from landscape_lib import models, results
 from landscape_lib.data import Dataset
-from landscape_lib.slices import Plane
 from landscape_lib.training.checkpoint import History
 from landscape_lib.training.score import score
 from landscape_lib.training.train import crop_and_flip, train
-from landscape_lib.weights import weights_of
 
 
 @dataclass(frozen=True)
@@ -97,7 +95,7 @@ def trained(
 
     def compute() -> xr.Dataset:
         data = {split: load(split) for split in ("train", "test")}
-        model, history = _train(name, recipe, seed, data, config)
+        model, history = run(name, recipe, seed, data, config)
         state = pack(model.state_dict())
         model.load_state_dict(unpack(state, model.state_dict()))
         dataset = xr.Dataset({"state": ("value", state)}, attrs={"data": data["train"].source})
@@ -109,40 +107,6 @@ def trained(
         return dataset.assign_attrs(shape=list(data["train"].x.shape[1:]))
 
     return results.cached(name, compute, config=recipe.config(seed) | config)
-
-
-def path(
-    name: str, recipe: Recipe, seed: int, load: Callable[[str], Dataset], config: dict[str, Any]
-) -> xr.Dataset:
-    """Say which way a training of :func:`trained` took, in the plane of its principal directions.
-
-    Args:
-        name: as in :func:`trained`; the result is stored as ``name + "_path"``.
-        recipe: likewise.
-        seed: likewise.
-        load: likewise.
-        config: likewise.
-
-    Returns:
-        ``directions`` (component, value): the first two principal directions of the weights at the
-        ends of the epochs, rounded to bfloat16; ``explained`` (component,), their shares of the
-        squared distances from the last point; and what :func:`directions.project` says of each
-        point in the plane of the stored directions through the stored weights.
-    """
-
-    def compute() -> xr.Dataset:
-        data = {split: load(split) for split in ("train", "test")}
-        model, history = _train(name, recipe, seed, data, config)
-        axes, explained = directions.pca_directions(history.trajectory)
-        packed = np.stack([pack(axis) for axis in axes])
-        model.load_state_dict(unpack(pack(model.state_dict()), model.state_dict()))
-        rounded = [unpack(row, axis) for row, axis in zip(packed, axes, strict=True)]
-        plane = Plane(weights_of(model), (rounded[0], rounded[1]), [0.0], [0.0])
-        return directions.project(history.trajectory, plane).assign(
-            directions=(("component", "value"), packed), explained=("component", explained)
-        )
-
-    return results.cached(f"{name}_path", compute, config=recipe.config(seed) | config)
 
 
 def network(stored: xr.Dataset, recipe: Recipe) -> nn.Module:
@@ -173,9 +137,25 @@ def unpack(bits: np.ndarray, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: part.reshape(old.shape).to(old) for (name, old), part in parts}
 
 
-def _train(
+def run(
     name: str, recipe: Recipe, seed: int, data: Mapping[str, Dataset], config: dict[str, Any]
 ) -> tuple[nn.Module, History]:
+    """Run the training that :func:`trained` stores, or resume it, or take what it has come to.
+
+    Args:
+        name: as for :func:`trained`; with ``recipe``, ``seed`` and ``config`` it says where the
+            training keeps its checkpoint.
+        recipe: the network and its training.
+        seed: as for :func:`trained`.
+        data: the data sets ``"train"`` and ``"test"``.
+        config: as for :func:`trained`.
+
+    Returns:
+        The trained network, and its history, with the weights at the ends of all epochs.
+
+    Raises:
+        ValueError: the recipe's network or schedule is unknown.
+    """
     images = data["train"]
     channels, _, side = images.x.shape[1:]
     model = recipe.build(seed, channels, side).to(images.x.device)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import landscape_lib as ll
-from landscape_lib.training.recipes import Recipe, network, pack, path, trained, unpack
+from landscape_lib.training.recipes import Recipe, network, pack, run, trained, unpack
 
 
 @pytest.mark.parametrize(
@@ -64,10 +64,13 @@ def test_a_stored_network_gives_the_stored_scores(few_digits):
             assert float(stored[f"{split}_{measure}"]) == value
 
 
-def test_a_path_ends_at_the_stored_weights(few_digits):
+def test_a_run_records_the_way_to_the_stored_weights(few_digits):
     recipe = Recipe("vgg9", width=0.1, epochs=4, batch_size=10, bfloat16=True)
-    found = path("03/test", recipe, 0, few_digits, {"data": "digits"})
-    assert found.sizes["step"] == 5
-    # The last point is the origin of the plane, but for its rounding.
-    assert float(found.distance_from_origin[-1]) < 0.02 * float(found.distance_from_origin[0])
-    assert float(found.explained.sum()) <= 1
+    where = "03/test", recipe, 0
+    data = {split: few_digits(split) for split in ("train", "test")}
+    model, history = run(*where, data, {"data": "digits"})
+    assert len(history.trajectory) == 5
+    end = ll.weights_of(network(trained(*where, few_digits, {"data": "digits"}), recipe))
+    for name, tensor in ll.weights_of(model).items():
+        assert torch.equal(history.trajectory[-1][name], tensor)
+        assert torch.equal(end[name], tensor.bfloat16().to(tensor))
