@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from landscape_lib import runtime
 from landscape_lib.curvature.risk import Batches, Risk, Sum, check_batchnorm, dtype_of
 from landscape_lib.evaluation.batches import check_count, read_batches
-from landscape_lib.evaluation.measures import Measure, loss_in
+from landscape_lib.evaluation.losses import Measure, loss_in
 from landscape_lib.slices import check_weights
 from landscape_lib.weights import Weights, check_like, flatten, load_weights, unflatten
 

@@ -13,7 +13,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_map
 
 from landscape_lib.evaluation.batches import Batch, first_samples, move
-from landscape_lib.evaluation.measures import Measure, Measures, Seen, UnevenLoss
+from landscape_lib.evaluation.losses import Measure, Seen, UnevenLoss
+from landscape_lib.evaluation.measures import Measures
 from landscape_lib.weights import weights_of
 
 

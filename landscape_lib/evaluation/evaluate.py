@@ -21,9 +21,10 @@ from landscape_lib import runtime
 from landscape_lib.evaluation import precision
 from landscape_lib.evaluation.batchnorm import statistics_of
 from landscape_lib.evaluation.distribute import TURN
-from landscape_lib.evaluation.measures import SUMS, Measure, mean_and_error
+from landscape_lib.evaluation.losses import Measure
 from landscape_lib.evaluation.prepare import prepare
 from landscape_lib.evaluation.settings import Settings, check_points
+from landscape_lib.evaluation.sums import SUMS, mean_and_error
 from landscape_lib.evaluation.task import run_all
 from landscape_lib.slices import FloatArray, Slice
 from landscape_lib.weights import Weights

@@ -7,41 +7,36 @@ sample another one, and batches must not be averaged as if it did not: both sums
 
 from __future__ import annotations
 
-import copy
 import inspect
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import torch
-import torch.nn.functional as F
-from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
-from landscape_lib.evaluation.nested import map_tensors, tensors_in
+from landscape_lib.evaluation.losses import (
+    Measure,
+    Seen,
+    close,
+    ignored_target,
+    loss_in,
+    sample_weights,
+    samples_of,
+    unreduced,
+    weighs_evenly,
+)
+from landscape_lib.evaluation.nested import tensors_in
+from landscape_lib.evaluation.sums import five_sums
 from landscape_lib.weights import float64
-
-Measure = Callable[[Any, Any], Tensor]
 
 # The names that a dataset of evaluate(), or its store, has anyway.
 _RESERVED = re.compile(
     r"loss|samples|alpha|beta|point|c\d+|.*_se|.*_difference|values|done|variable"
 )
-
-# The sums that are kept of each measure: of values v, of v^2, of v w, of weights w, of w^2.
-SUMS = 5
-
-
-class Seen(NamedTuple):
-    """The output of a model on a batch, at the caller's own weights, with its targets."""
-
-    output: Any
-    target: Any
-    size: int
 
 
 def accuracy(output: Tensor, target: Tensor) -> Tensor:
@@ -108,7 +103,7 @@ class Measures:
         self._loss, self._mean = _choose_loss(loss, seen), loss
         self._ones: dict[str, _One] = {"loss": self._loss}
         if metrics is None:
-            left_out = _ignored(loss)
+            left_out = ignored_target(loss)
             if _is_classification(seen, left_out):
                 self._ones["accuracy"] = _One(accuracy, True, left_out=left_out)
             metrics = {}
@@ -138,7 +133,7 @@ class Measures:
 
     def is_even(self, targets: Any) -> bool:
         """Say whether all samples are known, without trying, to weigh the same in the loss."""
-        return not self._loss.per_sample or _weighs_evenly(self._mean, targets)
+        return not self._loss.per_sample or weighs_evenly(self._mean, targets)
 
     def keep_apart(self, seen: Seen) -> bool:
         """Take those that see the batch for means of batches; say if outputs may be joined."""
@@ -148,10 +143,10 @@ class Measures:
             if not one.per_sample:
                 continue
             try:
-                parts = [_values(one, _samples(seen, part)) for part in _halves(seen.size)]
+                parts = [_values(one, samples_of(seen, part)) for part in _halves(seen.size)]
             except Exception:  # the output holds samples in some other way
                 return False
-            if not _close(torch.cat(parts), _values(one, seen)):
+            if not close(torch.cat(parts), _values(one, seen)):
                 function = self._mean if name == "loss" else partial(_mean_of, one.function)
                 self._ones[name] = replace(one, function=function, per_sample=False)
         self._loss = self._ones["loss"]
@@ -165,59 +160,16 @@ class Measures:
         if seen.size < 2:
             return True
         try:
-            halves = [_samples(seen, part) for part in _halves(seen.size)]
+            halves = [samples_of(seen, part) for part in _halves(seen.size)]
             parts = [h.size * float64(self._mean(h.output, h.target)).mean() for h in halves]
         except Exception:  # the output holds samples in some other way
             return True
         whole = float64(self._mean(seen.output, seen.target)).mean()
-        return _close(torch.stack(parts).sum() / seen.size, whole)
+        return close(torch.stack(parts).sum() / seen.size, whole)
 
     def weights(self, seen: Seen) -> tuple[Tensor, bool]:
-        """Return what each sample weighs in the loss, shape (size,), and if all weigh the same.
-
-        Where the mean that the loss gives is not that of its values, a sample weighs what its
-        values are divided by when it is alone. That is asked at outputs drawn at random: at the
-        model's own a sample may have no loss, or one that is not finite, and then nothing is
-        learnt. Two draws have to agree, and the model's own outputs, as far as they are finite.
-
-        Raises:
-            UnevenLoss: that is not what the loss does.
-        """
-        values, mean = self._values_and_mean(seen)
-        known = bool(values.isfinite().all()) and bool(mean.isfinite())
-        first = self._found_at(_elsewhere(seen, 0), values.shape) or (seen, values, mean)
-        if (not known or _close(values.mean(), mean)) and _close(first[1].mean(), first[2]):
-            return torch.full_like(values[:, 0], values.shape[1]), True
-        second = self._found_at(_elsewhere(seen, 1), values.shape) or first
-        weights, again = (self._alone(probe, some) for probe, some, _ in (first, second))
-        fits = not known or _close(values.sum() / weights.sum(), mean)
-        if weights.isfinite().all() and _close(again, weights) and fits:
-            return weights, False
-        raise UnevenLoss
-
-    def _values_and_mean(self, seen: Seen) -> tuple[Tensor, Tensor]:
-        values = float64(self._loss.function(seen.output, seen.target)).reshape(seen.size, -1)
-        return values, float64(self._mean(seen.output, seen.target)).mean()
-
-    def _found_at(self, probe: Seen, shape: torch.Size) -> tuple[Seen, Tensor, Tensor] | None:
-        """Return outputs with their values and mean; ``None`` where the loss does not take them."""
-        try:
-            values, mean = self._values_and_mean(probe)
-        except Exception:
-            return None
-        return (probe, values, mean) if values.shape == shape and values.isfinite().all() else None
-
-    def _alone(self, seen: Seen, values: Tensor) -> Tensor:
-        """Return what the values of each sample are divided by when it is alone, shape (size,)."""
-        rows = []
-        for k in range(seen.size):
-            one = _samples(seen, slice(k, k + 1))
-            alone = float64(self._mean(one.output, one.target)).mean()
-            total = values[k].sum()
-            # Divided by 0 if nothing of the sample counts.
-            none = total.isfinite() & ~alone.isfinite()
-            rows.append(torch.where(none, 0.0, total / alone))
-        return torch.stack(rows)
+        """Return :func:`losses.sample_weights` of the loss."""
+        return sample_weights(seen, self._loss.function, self._mean)
 
     def weigh(self) -> None:
         """Expect weights of samples from now on, for the loss."""
@@ -251,78 +203,11 @@ class Measures:
         """
         values, w = self.values(output, target, size, weights)
         known = values.new_tensor([0.0 if o.per_sample else math.nan for o in self._ones.values()])
-        rows = [_five(values, w, known)]
+        rows = [five_sums(values, w, known)]
         if reference is not None:
             # Subtracted sample by sample: what all points have in common cancels.
-            rows.append(_five(values - reference, w, known))
+            rows.append(five_sums(values - reference, w, known))
         return torch.cat(rows)
-
-
-class UnevenLoss(Exception):
-    """The mean that a loss gives is no weighted mean of its per-sample values."""
-
-
-def mean_and_error(
-    sums: NDArray[np.float64], samples: NDArray[np.float64] | float, population: float
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Turn sums into means and standard errors of the mean.
-
-    The mean is the ratio of the sums of values v and weights w. With the residuals
-    ``e = v - mean w`` its standard error is ``s_e / (mean of w) / sqrt(n) * sqrt((N - n) / N)``
-    (Cochran, Sampling Techniques, 1977, sections 2.6 and 6.4). The last factor is the correction
-    for drawing n samples from a finite population of N without replacement; it is 0 when all were
-    drawn. Where all weights are 1 this is the usual ``s / sqrt(n)``.
-
-    Args:
-        sums: shape (..., 5), as from :meth:`Measures.sums`.
-        samples: n, one number or shape (...).
-        population: N; ``math.inf`` for the distribution that the data came from.
-
-    Returns:
-        Means and standard errors, shape (...). Where a part of the population all has one value,
-        as hits of a good model have, its spread says nothing: the error is NaN. So it is where
-        only means of batches are known.
-    """
-    n = np.asarray(samples, dtype=np.float64)
-    v, vv, vw, w, ww = np.moveaxis(sums, -1, 0)
-    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
-        mean = v / w
-        correction = 1.0 if math.isinf(population) else (population - n) / population
-        variance = (vv - 2 * mean * vw + mean**2 * ww) / (n - 1)
-        # Where all samples agree, rounding can leave a tiny variance, negative or positive.
-        noise = 1e-13 * mean**2 * ww / n
-        variance = np.where(variance <= noise, np.nan, variance)
-        error = np.sqrt(variance / n * correction) / (w / n)
-    everything = (n >= population) & np.isfinite(mean) & ~np.isnan(vv)
-    return mean, np.where(everything, 0.0, np.where(n > 1, error, np.nan))
-
-
-def _five(values: Tensor, weights: Tensor, known: Tensor) -> Tensor:
-    squares = values**2 + known[:, None]  # NaN says that there is no error; the mean stays
-    products = (values, squares, values * weights, weights, weights**2)
-    return torch.stack([product.sum(1) for product in products], dim=1)
-
-
-def _weighs_evenly(loss: Any, targets: Any) -> bool:
-    """Say whether a loss is one of torch's that gives the mean of its values for these targets."""
-    keywords = getattr(loss, "keywords", {})
-    function = loss.func if isinstance(loss, partial) else loss
-    if keywords.get("weight") is not None or getattr(loss, "weight", None) is not None:
-        return False
-    if function in (F.mse_loss, F.l1_loss) or type(loss) in (nn.MSELoss, nn.L1Loss):
-        return True
-    if function is not F.cross_entropy and type(loss) is not nn.CrossEntropyLoss:
-        return False
-    left_out = _ignored(loss)
-    leaves = tensors_in(targets)
-    return not any(bool((t == left_out).any()) for t in leaves if not t.is_floating_point())
-
-
-def _ignored(loss: Any) -> int:
-    """Return the target that the loss leaves out: torch's default unless it says another."""
-    keywords = getattr(loss, "keywords", {})
-    value = keywords.get("ignore_index", getattr(loss, "ignore_index", -100))
-    return int(value) if isinstance(value, int) else -100
 
 
 def _is_classification(seen: Seen, left_out: int) -> bool:
@@ -384,31 +269,6 @@ def _choose_loss(loss: Measure, seen: Seen) -> _One:
     return _One(each, True) if fits else _One(loss, False)
 
 
-def loss_in(loss: Any, dtype: torch.dtype) -> Any:
-    """Return a loss of torch's kinds whose own tensors, such as class weights, have a dtype."""
-    to = lambda t: t.to(dtype) if t.is_floating_point() else t  # noqa: E731
-    if isinstance(loss, partial):
-        return partial(loss.func, *loss.args, **map_tensors(to, loss.keywords))
-    if isinstance(loss, nn.Module) and any(to(t) is not t for t in loss.buffers()):
-        return copy.deepcopy(loss).to(dtype)
-    return loss
-
-
-def unreduced(loss: Any) -> Measure | None:
-    """Return a loss's form with one value per sample, if it is known to have one."""
-    if isinstance(loss, nn.Module):
-        if getattr(loss, "reduction", None) != "mean":
-            return None
-        loss = copy.copy(loss)
-        loss.__dict__["reduction"] = "none"
-        return loss
-    try:
-        parameters = inspect.signature(loss).parameters
-    except (TypeError, ValueError):
-        return None
-    return partial(loss, reduction="none") if "reduction" in parameters else None
-
-
 def _mean_of(function: Measure, output: Any, target: Any) -> Tensor:
     return float64(function(output, target)).mean()
 
@@ -419,28 +279,3 @@ def _values(one: _One, seen: Seen) -> Tensor:
 
 def _halves(size: int) -> tuple[slice, slice]:
     return slice(0, size // 2), slice(size // 2, size)
-
-
-def _samples(seen: Seen, part: slice) -> Seen:
-    """Return some samples of what was seen."""
-    cut = lambda t: t[part] if t.shape[:1] == (seen.size,) else t  # noqa: E731
-    output, target = map_tensors(cut, seen.output), map_tensors(cut, seen.target)
-    return Seen(output, target, part.stop - part.start)
-
-
-def _elsewhere(seen: Seen, seed: int) -> Seen:
-    """Return other outputs for the same targets: between 0 and 1, which most losses take."""
-    source = torch.Generator("cpu").manual_seed(seed)
-
-    def draw(t: Tensor) -> Tensor:
-        if not t.is_floating_point():
-            return t
-        drawn = torch.rand(t.shape, generator=source, dtype=torch.float64, device="cpu")
-        return (0.05 + 0.9 * drawn).to(t)
-
-    return seen._replace(output=map_tensors(draw, seen.output))
-
-
-def _close(found: Tensor, expected: Tensor) -> bool:
-    """Say whether float64 results of float32 computations agree."""
-    return torch.allclose(found, expected, rtol=1e-5, atol=1e-6, equal_nan=True)

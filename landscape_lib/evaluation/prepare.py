@@ -24,7 +24,8 @@ from landscape_lib.evaluation.batches import (
 )
 from landscape_lib.evaluation.batchnorm import clamped
 from landscape_lib.evaluation.given import check_classes
-from landscape_lib.evaluation.measures import Measures, Seen, UnevenLoss
+from landscape_lib.evaluation.losses import Seen, UnevenLoss
+from landscape_lib.evaluation.measures import Measures
 from landscape_lib.evaluation.points import Points
 from landscape_lib.evaluation.settings import Settings, check_population
 from landscape_lib.evaluation.task import Task, choose_method

@@ -16,7 +16,7 @@ from torch import nn
 
 from landscape_lib.evaluation.batches import check_count
 from landscape_lib.evaluation.batchnorm import check_policy, check_statistics
-from landscape_lib.evaluation.measures import Measure
+from landscape_lib.evaluation.losses import Measure
 from landscape_lib.evaluation.precision import check_dtype
 from landscape_lib.files import local_path
 from landscape_lib.slices import Slice

@@ -20,9 +20,10 @@ from landscape_lib import runtime
 from landscape_lib.evaluation import precision
 from landscape_lib.evaluation.batches import Group, own
 from landscape_lib.evaluation.distribute import run_chunks
-from landscape_lib.evaluation.measures import SUMS, Measures, mean_and_error
+from landscape_lib.evaluation.measures import Measures
 from landscape_lib.evaluation.points import Indices, Points
 from landscape_lib.evaluation.store import SurfaceStore
+from landscape_lib.evaluation.sums import SUMS, mean_and_error
 from landscape_lib.evaluation.workload import Workload, points_at_once
 from landscape_lib.fingerprint import Fingerprint
 from landscape_lib.slices import FloatArray

@@ -20,7 +20,9 @@ from landscape_lib.evaluation.batches import (
     reads_channels_last,
 )
 from landscape_lib.evaluation.given import naming
-from landscape_lib.evaluation.measures import Measures, Seen, UnevenLoss, mean_and_error
+from landscape_lib.evaluation.losses import Seen, UnevenLoss
+from landscape_lib.evaluation.measures import Measures
+from landscape_lib.evaluation.sums import mean_and_error
 
 
 def score(

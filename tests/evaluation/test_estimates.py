@@ -14,7 +14,7 @@ from test_evaluate import make_plane
 from torch import nn
 
 import landscape_lib as ll
-from landscape_lib.evaluation.measures import mean_and_error
+from landscape_lib.evaluation.sums import mean_and_error
 
 
 @pytest.fixture(scope="module")

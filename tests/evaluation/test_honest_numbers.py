@@ -221,7 +221,7 @@ def test_every_parameter_keeps_its_dtype(body: torch.dtype, head: torch.dtype) -
 def test_standard_error_is_unbiased_over_all_subsets() -> None:  # N13
     from itertools import combinations
 
-    from landscape_lib.evaluation.measures import mean_and_error
+    from landscape_lib.evaluation.sums import mean_and_error
 
     values = np.array([1.0, 2.0, 4.0, 9.0])
     squares, means = [], []
