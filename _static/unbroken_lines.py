@@ -1,7 +1,7 @@
-"""A Sphinx extension: no line begins with the comma that follows a formula.
+"""A Sphinx extension: lines are not broken where a reader would stumble.
 
 MathJax shows a formula as a picture, and browsers break lines on either side of pictures, also
-between a formula and its punctuation.
+between a formula and its punctuation. A number keeps its "%", too.
 """
 
 from __future__ import annotations
@@ -12,11 +12,13 @@ from typing import Any
 from sphinx.application import Sphinx
 
 _FORMULA = re.compile(r'\(?<span class="math notranslate nohighlight">[^<]*</span>[,.;:!?)’”-]*')
+_PERCENT = re.compile(r"(?<=\d) %(?=[\s<.,;:)])")
 
 
 def unbroken(body: str) -> str:
-    """Keep each formula in the text of a page together with its brackets and punctuation."""
-    return _FORMULA.sub(r'<span class="ll-unbroken">\g<0></span>', body)
+    """Keep formulas with their brackets and punctuation, and numbers with their "%"."""
+    body = _FORMULA.sub(r'<span class="ll-unbroken">\g<0></span>', body)
+    return _PERCENT.sub("\N{NO-BREAK SPACE}%", body)
 
 
 def _write(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
