@@ -129,7 +129,7 @@ def _write(name: str, cell: object, form: str) -> str:
     if cell is None:
         return "–"
     if isinstance(cell, str):
-        return cell
+        return minus_signs(cell)
     # Numpy's scalars are what xarray gives; its truth values are called bool, too.
     if type(cell).__name__ in ("bool", "bool_") or not isinstance(cell, Number):
         raise TypeError(

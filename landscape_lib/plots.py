@@ -56,7 +56,9 @@ def use_style() -> None:
             "xtick.color": svg.INK,
             "ytick.color": svg.INK,
             "image.cmap": LOSS_COLORS,
-            "legend.frameon": False,
+            # On the ground, so that lines behind do not cross the words.
+            "legend.facecolor": svg.GROUND,
+            "legend.edgecolor": "none",
             "lines.linewidth": 1.8,
             "font.size": 12,
             "svg.hashsalt": "landscape",  # the same figure, the same text

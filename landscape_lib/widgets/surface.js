@@ -114,7 +114,8 @@ VIEWS.surface = (root, data, refresh, ranges) => {
     }
     pen.stroke();
   };
-  // One axis from a to b, its words on the outer side.
+  // One axis from a to b, its words on the outer side. A number that would touch words is left out.
+  let written;
   const scale = (axis, a, b, title, corner) => {
     const p = project(...a), way = project(...b).map((v, k) => v - p[k]);
     const along = Math.hypot(...way), on = (part) => p.map((v, k) => v + part * way[k]);
@@ -123,14 +124,18 @@ VIEWS.surface = (root, data, refresh, ranges) => {
     const anchor = Math.abs(dx) < 0.35 ? "middle" : dx > 0 ? "start" : "end";
     const put = (part, far, text, look) => {
       const [px, py] = on(part), at = { x: px + far * dx, y: py + far * dy + 4.5 };
-      add(overlay, "text", { ...at, "text-anchor": anchor, ...look }, text);
+      const word = add(overlay, "text", { ...at, "text-anchor": anchor, ...look }, text);
+      const box = word.getBBox(), touches = (b) => b.x < box.x + box.width + 4
+        && box.x < b.x + b.width + 4 && b.y < box.y + box.height && box.y < b.y + b.height;
+      if (!look && written.some(touches)) word.remove();
+      else written.push(box);
       return `M${px} ${py}l${5 * dx} ${5 * dy}`;
     };
     let d = `M${p}l${way}`;
     if (along > 50) {
+      put(0.5, 34, title, { class: "lw-title" });
       for (const v of ticks(axis, Math.max(2, Math.round(along / 70))))
         if (Math.abs(place(axis, v) - corner) > 0.08) d += put(place(axis, v), 11, show(v, 4));
-      put(0.5, 34, title, { class: "lw-title" });
     }
     add(overlay, "path", { class: "lw-frame-line", d });
   };
@@ -151,6 +156,7 @@ VIEWS.surface = (root, data, refresh, ranges) => {
     readout.textContent = ends;
     pen.clearRect(0, 0, width, height);
     overlay.replaceChildren();
+    written = [];
     // The corner of the floor in front, and the floor's lines.
     const fu = sa > 0 ? -0.5 : 0.5, fv = ca > 0 ? -0.5 : 0.5;
     const flat = (line) => line.map(([u, v]) => project(u, v, -GAP));
