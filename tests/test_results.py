@@ -166,6 +166,10 @@ def test_a_result_too_large_for_git_is_refused_and_the_old_one_kept(home, monkey
     assert (home / "02" / "mlp.nc").read_bytes() == before
     # Surfaces compress: as many equal numbers are small.
     store(monkeypatch, lambda: xr.Dataset({"loss": ("point", np.zeros_like(noise))}))
+    # Nobody commits results of the scale "paper".
+    monkeypatch.setenv("LANDSCAPE_SCALE", "paper")
+    assert cached("02/mlp", large, config=CONFIG).loss.equals(large().loss)
+    assert (home / "paper" / "02" / "mlp.nc").stat().st_size > results.LARGEST_FILE
 
 
 def test_a_computation_that_gives_no_dataset_is_named(home, monkeypatch):
