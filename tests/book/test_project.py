@@ -3,6 +3,7 @@
 import ast
 import os
 import re
+import runpy
 import subprocess
 import sys
 import tomllib
@@ -216,3 +217,15 @@ def test_outputs_are_kept_where_nbval_compares_them_and_nowhere_else(path: Path)
         for output in cell.outputs:
             assert output.output_type != "error", cell.source
             assert set(output.get("data", {})) <= {"text/plain", "text/html"}, cell.source
+
+
+def test_formulas_keep_their_punctuation_and_numbers_their_percent_sign() -> None:
+    unbroken = runpy.run_path(str(ROOT / "_static" / "unbroken_lines.py"))["unbroken"]
+    formula = '<span class="math notranslate nohighlight">\\(a\\)</span>'
+    kept = '<span class="ll-unbroken">{}</span>'
+    assert unbroken(f"at {formula}, and ({formula}).") == (
+        f"at {kept.format(formula + ',')} and {kept.format(f'({formula}).')}"
+    )
+    assert (
+        unbroken("95 %, 0.05 % of 3 %d") == "95\N{NO-BREAK SPACE}%, 0.05\N{NO-BREAK SPACE}% of 3 %d"
+    )
