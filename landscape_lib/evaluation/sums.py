@@ -18,7 +18,7 @@ def five_sums(values: Tensor, weights: Tensor, known: Tensor) -> Tensor:
 
     ``known`` (measures,) is 0, or NaN where a measure gives only means: its sum of squares is NaN.
     """
-    squares = values**2 + known[:, None]  # the mean stays
+    squares = values**2 + known[:, None]  # NaN says that there is no error; the mean stays
     products = (values, squares, values * weights, weights, weights**2)
     return torch.stack([product.sum(1) for product in products], dim=1)
 
