@@ -7,13 +7,17 @@ import runpy
 import subprocess
 import sys
 import tomllib
+from html import escape
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import nbformat
 import pytest
 import yaml
 from packaging.requirements import Requirement
+
+from landscape_lib import svg
 
 ROOT = Path(__file__).parents[2]
 NOTEBOOKS = sorted((ROOT / "book").glob("*.ipynb"))
@@ -229,3 +233,15 @@ def test_formulas_keep_their_punctuation_and_numbers_their_percent_sign() -> Non
     assert (
         unbroken("95 %, 0.05 % of 3 %d") == "95\N{NO-BREAK SPACE}%, 0.05\N{NO-BREAK SPACE}% of 3 %d"
     )
+
+
+def test_files_to_save_stand_beside_the_page(tmp_path: Path) -> None:
+    """The bytes of each file are those that the notebook's link holds."""
+    beside = runpy.run_path(str(ROOT / "_static" / "files_beside.py"))["beside"]
+    text = "α,loss\n0,1 & 'two'\n"
+    link = f'<a download="my line.csv" href="{escape(svg.address("text/csv", text))}">data</a>'
+    pages = [beside(link * 2 + "and a=b", tmp_path, "../files") for _ in range(2)]
+    assert pages[0] == pages[1] and "data:" not in pages[0] and pages[0].endswith("and a=b")
+    (path,) = tmp_path.rglob("*.csv")
+    assert path.name == "my line.csv" and path.read_text("utf-8") == text
+    assert pages[0].count(f'href="../files/{quote(path.relative_to(tmp_path).as_posix())}"') == 2

@@ -1,8 +1,10 @@
 """Every page of the built book, opened from its folder in a browser without a network."""
 
 import os
+import re
 from collections.abc import Callable
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
 from built_pages import DESKTOP, HTML, LARGEST, WIDEST, names, weight
@@ -70,6 +72,18 @@ def test_nothing_is_cut_on_a_laptop_and_no_page_is_heavy(open_page: OpenPage, na
     widest, column = page.evaluate(WIDEST)
     assert widest <= column
     assert weight(name) < LARGEST
+
+
+def test_files_to_save_stand_beside_the_pages() -> None:
+    """No page carries them, and every one is there."""
+    link = re.compile(r'<a download="([^"]*)" href="([^"]*)"')
+    found = [
+        (name, (HTML / page).parent / unquote(address))
+        for page in PAGES
+        for name, address in link.findall((HTML / page).read_text("utf-8"))
+    ]
+    assert found or not PAGES
+    assert [path for name, path in found if path.name != name or not path.is_file()] == []
 
 
 def drawn(widget: Locator) -> tuple[str, bytes]:
