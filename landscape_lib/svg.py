@@ -22,7 +22,7 @@ from landscape_lib import page
 INK, GROUND = "#1f2328", "#fefefe"
 _DARK = {"ink": "#ced6dd", "ground": "#121212"}  # those of the book
 _HEAVY = 500  # shapes, from which a picture of them takes less room
-_LARGEST = 300_000  # bytes that a figure's downloads may add to a page
+_LARGEST = 1_000_000  # bytes that a figure's downloads may add to a notebook
 _PLAIN = " ,;:/?=+$@!*()'[]{}|^~`"  # signs that browsers take in an address as they are
 
 # An SVG in a page has the page's scheme. Styles on the shapes themselves give way to "!important"
@@ -102,50 +102,66 @@ def address(kind: str, content: str) -> str:
     return f"data:{kind};charset=utf-8,{quote(content, safe=_PLAIN)}"
 
 
-def show_now(figure: Figure) -> None:
-    """Show a figure that a notebook would show at the end of its cell; elsewhere, do nothing."""
-    if "inline" in matplotlib.get_backend() and plt.fignum_exists(getattr(figure, "number", 0)):
-        from IPython.display import display
+def _show_now(shown: object) -> None:
+    """Show what a notebook would show at the end of its cell; elsewhere, do nothing."""
+    if "inline" not in matplotlib.get_backend():
+        return
+    if isinstance(shown, Figure):
+        if not plt.fignum_exists(getattr(shown, "number", 0)):
+            return
+        plt.close(shown)
+    from IPython.display import display
 
-        display(figure)
-        plt.close(figure)
+    display(shown)
+
+
+def _tables(dataset: xr.Dataset, name: str) -> dict[str, Any]:
+    """Name a table for each set of dimensions, or a surface and a path would be multiplied."""
+    together: dict[Any, list[Any]] = {}
+    for variable, values in dataset.data_vars.items():
+        together.setdefault(values.dims, []).append(variable)
+    tables = [dataset[names].to_dataframe().reset_index() for names in together.values()]
+    names = [name] if len(tables) == 1 else [f"{name}_{names[0]}" for names in together.values()]
+    return dict(zip(names, tables, strict=True))
 
 
 def downloads(
-    figure: Figure, dataset: xr.Dataset | xr.DataArray, *, name: str = "figure"
+    figure: Figure | object, dataset: xr.Dataset | xr.DataArray, *, name: str = "figure"
 ) -> page.Shown:
     """Fold a figure's data as CSV and the figure as SVG away, to be saved by a click.
 
-    In a notebook a figure that is still to be shown is shown first, so that the fold stands below.
+    In a notebook what is still to be shown is shown first, so that the fold stands below.
 
     Args:
-        figure: as it was drawn.
-        dataset: what it shows, a column for each coordinate and variable.
+        figure: as it was drawn; or a widget, of which there are only the data to save.
+        dataset: what it shows, a column for each coordinate and variable, a file for each set of
+            dimensions.
         name: of the files, without ending.
 
     Raises:
-        ValueError: files so large that the page would be slow: 300 kB together.
+        ValueError: files so large that the notebook would be slow: 1 MB together.
     """
     if isinstance(dataset, xr.DataArray):
         dataset = dataset.to_dataset(name=dataset.name or "value")
-    rows = dataset.to_dataframe().reset_index()
+    tables = _tables(dataset, name)
     files = {
-        "csv": ("The data", "text/csv", rows.to_csv(index=False, float_format="%.6g")),
-        "svg": ("The figure", "image/svg+xml", text_of(figure)),
+        f"{named}.csv": ("text/csv", table.to_csv(index=False, float_format="%.6g"))
+        for named, table in tables.items()
     }
-    sizes = {ending: len(content.encode()) for ending, (_, _, content) in files.items()}
+    if isinstance(figure, Figure):
+        files[f"{name}.svg"] = ("image/svg+xml", text_of(figure))
+    sizes = {file: len(content.encode()) for file, (_, content) in files.items()}
     if sum(sizes.values()) > _LARGEST:
         raise ValueError(
             f"figure, dataset: expected {_LARGEST:,} bytes at most, got {sizes}: give only the "
             "variables that the figure shows"
         )
     links = [
-        f'<li><a download="{escape(name)}.{ending}" href="{address(kind, content)}">'
-        f"{what} ({ending.upper()}, {sizes[ending] / 1000:.0f} kB)</a></li>"
-        for ending, (what, kind, content) in files.items()
+        f'<li><a download="{escape(file)}" href="{address(kind, content)}">'
+        f"{escape(file)}</a> ({max(1, sizes[file] // 1000)} kB)</li>"
+        for file, (kind, content) in files.items()
     ]
-    show_now(figure)
-    text = f"{len(rows)} rows of {', '.join(map(str, rows.columns))}"
-    return page.fold(
-        "The data and the figure, to download", page.Shown(f"<ul>{''.join(links)}</ul>", text)
-    )
+    _show_now(figure)
+    text = "; ".join(f"{len(t)} rows of {', '.join(map(str, t.columns))}" for t in tables.values())
+    what = " and the figure" if isinstance(figure, Figure) else ""
+    return page.fold(f"The data{what}, to download", page.Shown(f"<ul>{''.join(links)}</ul>", text))

@@ -17,7 +17,7 @@ import xarray as xr
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-from landscape_lib import plots, svg
+from landscape_lib import page, plots, svg
 
 
 @pytest.fixture(autouse=True)
@@ -141,6 +141,17 @@ def test_a_figure_and_its_data_can_be_saved_from_the_page() -> None:
 
 
 def test_downloads_that_would_make_a_page_slow_are_refused() -> None:
-    large = surface().interp(alpha=np.linspace(-1, 1, 200), beta=np.linspace(-1, 1, 200))
-    with pytest.raises(ValueError, match="figure, dataset: expected 300,000 bytes at most"):
+    large = surface().interp(alpha=np.linspace(-1, 1, 300), beta=np.linspace(-1, 1, 300))
+    with pytest.raises(ValueError, match="figure, dataset: expected 1,000,000 bytes at most"):
         plots.downloads(curve(), large)
+
+
+def test_a_widget_has_its_data_to_save_and_each_set_of_dimensions_a_file() -> None:
+    data = surface().isel(alpha=slice(0, 2), beta=slice(0, 2))
+    data = data.assign(foot=("step", [0.5, 0.25, 0.125]))
+    shown = plots.downloads(page.Shown("<b>a slider</b>", "a slider"), data, name="path")
+    links = re.findall(r'download="([^"]+)" href="data:text/csv[^,]*,([^"]+)"', shown.html)
+    assert [name for name, _ in links] == ["path_loss.csv", "path_foot.csv"]
+    rows = [unquote(csv).splitlines() for _, csv in links]
+    assert len(rows[0]) == 5 and rows[1] == ["step,foot", "0,0.5", "1,0.25", "2,0.125"]
+    assert "svg" not in shown.html and "figure" not in shown.html
