@@ -48,6 +48,7 @@ class MaskFit:
         cells: how many LOW and how many HIGH cells in each step.
         batch_size: images of a cell in each step, its own; its batch norm sees these alone.
         lr: the largest learning rate of the one cycle.
+        tau: HIGH losses count up to this value: 5 in the authors' code of this study.
         width: of the network, a factor of the paper's 8, 8, 32, 32, 64, 64 channels.
         pool: after which convolutions the picture is halved (in the paper after none).
         images: of each split, for the maps.
@@ -63,6 +64,7 @@ class MaskFit:
     cells: int = 24
     batch_size: int = 32
     lr: float = 2e-3
+    tau: float = 5.0
     width: float = 1.0
     pool: tuple[int, ...] = (1, 3, 5)
     images: int = 1000
@@ -131,6 +133,7 @@ def _fit_mask(wanted: MaskFit, load: Callable[[str], Dataset], place: Path | Non
         cells=wanted.cells,
         batch_size=min(wanted.batch_size, len(images)),
         lr=wanted.lr,
+        tau=wanted.tau,
         schedule="one-cycle",
         shared_batch=False,
         record_every=max(1, wanted.iterations // RECORDS),
