@@ -121,8 +121,10 @@ def _tables(dataset: xr.Dataset, name: str) -> dict[str, Any]:
     for variable, values in dataset.data_vars.items():
         together.setdefault(values.dims, []).append(variable)
     tables = [dataset[names].to_dataframe().reset_index() for names in together.values()]
-    names = [name] if len(tables) == 1 else [f"{name}_{names[0]}" for names in together.values()]
-    return dict(zip(names, tables, strict=True))
+    if len(tables) == 1:
+        return {name: tables[0]}
+    first = [re.sub(r"\W+", "_", str(names[0])) for names in together.values()]
+    return {f"{name}_{one}": table for one, table in zip(first, tables, strict=True)}
 
 
 def downloads(
