@@ -104,15 +104,16 @@ def address(kind: str, content: str) -> str:
 
 def _show_now(shown: object) -> None:
     """Show what a notebook would show at the end of its cell; elsewhere, do nothing."""
-    if "inline" not in matplotlib.get_backend():
-        return
     if isinstance(shown, Figure):
+        if "inline" not in matplotlib.get_backend():
+            return
         if not plt.fignum_exists(getattr(shown, "number", 0)):
             return
         plt.close(shown)
-    from IPython.display import display
+    from IPython import display, get_ipython
 
-    display(shown)
+    if get_ipython() is not None:
+        display.display(shown)
 
 
 def _tables(dataset: xr.Dataset, name: str) -> dict[str, Any]:
@@ -128,7 +129,7 @@ def _tables(dataset: xr.Dataset, name: str) -> dict[str, Any]:
 
 
 def downloads(
-    figure: Figure | object, dataset: xr.Dataset | xr.DataArray, *, name: str = "figure"
+    figure: object, dataset: xr.Dataset | xr.DataArray, *, name: str = "figure"
 ) -> page.Shown:
     """Fold a figure's data as CSV and the figure as SVG away, to be saved by a click.
 
@@ -141,10 +142,13 @@ def downloads(
         name: of the files, without ending.
 
     Raises:
+        TypeError: ``dataset`` is none.
         ValueError: files so large that the notebook would be slow: 1 MB together.
     """
     if isinstance(dataset, xr.DataArray):
         dataset = dataset.to_dataset(name=dataset.name or "value")
+    if not isinstance(dataset, xr.Dataset):
+        raise TypeError(f"dataset: expected one of xarray, got {type(dataset).__name__}")
     tables = _tables(dataset, name)
     files = {
         f"{named}.csv": ("text/csv", table.to_csv(index=False, float_format="%.6g"))

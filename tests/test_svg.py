@@ -155,3 +155,20 @@ def test_a_widget_has_its_data_to_save_and_each_set_of_dimensions_a_file() -> No
     rows = [unquote(csv).splitlines() for _, csv in links]
     assert len(rows[0]) == 5 and rows[1] == ["step,foot", "0,0.5", "1,0.25", "2,0.125"]
     assert "svg" not in shown.html and "figure" not in shown.html
+
+
+def test_a_slider_is_shown_above_its_data_whatever_draws_figures(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: list[object] = []
+    monkeypatch.setattr("IPython.get_ipython", object)
+    monkeypatch.setattr("IPython.display.display", seen.append)
+    slider, data = page.Shown("<b>a slider</b>", "a slider"), xr.DataArray([1.0], dims="x")
+    plots.downloads(slider, data)
+    plots.downloads(curve(), data)
+    assert seen == [slider]
+
+
+def test_what_is_no_dataset_is_named() -> None:
+    with pytest.raises(TypeError, match="dataset: expected one of xarray, got ndarray"):
+        plots.downloads(curve(), np.zeros(3))  # type: ignore[arg-type]
