@@ -90,12 +90,13 @@ def write(path: str | os.PathLike[str], content: bytes | memoryview) -> None:
 def netcdf(dataset: xr.Dataset, encoding: Mapping[Any, Any] | None = None) -> bytes:
     """Return what a NetCDF file of a dataset holds.
 
-    In memory: on a full disk HDF5 ends the process.
+    In memory: on a full disk HDF5 ends the process. How a dataset was once stored says nothing of
+    what it holds now: kept from a file, the length of a text would cut longer ones.
     """
     dask = sys.modules.get("dask")
     # Beside a Dask client, xarray asks the cluster for a lock that it does not know.
     with dask.config.set(scheduler="threads") if dask else contextlib.nullcontext():
-        return bytes(dataset.to_netcdf(engine="h5netcdf", encoding=encoding))
+        return bytes(dataset.drop_encoding().to_netcdf(engine="h5netcdf", encoding=encoding))
 
 
 def sealed(content: bytes) -> bytes:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+import xarray as xr
 
 from landscape_lib import files
 
@@ -119,3 +121,13 @@ def test_what_a_dead_process_of_this_machine_left_goes_and_anothers_stays(tmp_pa
         path.write_text("half")
     files.remove_abandoned(tmp_path / "x.nc")
     assert not left.exists() and alive.exists() and elsewhere.exists()
+
+
+def test_texts_of_several_files_stay_whole_in_one():
+    def stored(name: str) -> xr.Dataset:
+        content = io.BytesIO(files.netcdf(xr.Dataset({"name": name})))
+        return xr.load_dataset(content, engine="h5netcdf")
+
+    both = xr.concat([stored("none"), stored("mean-zero")], "fit")
+    again = xr.load_dataset(io.BytesIO(files.netcdf(both)), engine="h5netcdf")
+    assert again.name.values.tolist() == ["none", "mean-zero"]
