@@ -125,7 +125,8 @@ def evaluate(
         standard error is NaN where the samples are a part of the population and all agree, and for
         a measure that gives only means of batches.
         The attribute ``flops`` is the work of the model as it is written, at all points of the
-        result: what ``first_layer`` spares, and points out of the store, count in full.
+        result: what ``first_layer`` spares, and points out of the store, count in full, and samples
+        of ``"reestimated"`` statistics once.
 
     Raises:
         TypeError, ValueError: bad input, named before any work is done.
@@ -165,7 +166,8 @@ def evaluate(
         values = run_all(task, wanted, chunk_size, store, executor, fingerprint, surface, progress)
     return surface(values).assign_attrs(
         seconds=round(time.perf_counter() - started, 3),
-        flops=float(np.nansum(values[:, -1])) * task.points.model.work.flops,
+        flops=float(np.nansum(values[:, -1] + task.points.calibrating))
+        * task.points.model.work.flops,
     )
 
 
