@@ -93,7 +93,8 @@ def evaluate(
         samples: evaluate a random subset of this size, the same at every point.
         tolerance: stop at each point as soon as the standard errors of loss and metrics are all
             below it: the subset starts at 256 samples and doubles, up to ``samples`` or all. Every
-            subset is part of the larger ones.
+            subset is part of the larger ones. Where few samples make the loss, a subset without
+            them stops early with a standard error that is too small.
         population: the number of samples that the mean stands for, in the standard errors. The
             default is the data set itself, so that evaluating all of it leaves no error;
             ``math.inf`` stands for the distribution that the data were drawn from.

@@ -156,12 +156,6 @@ class Points:
             for stage in stages
         ]
 
-    def run_at(self, index: int, x: Any) -> Any:
-        """Return the output at a point."""
-        with torch.no_grad():
-            self.go_to(index)
-            return self._output([x])
-
     def _move_to(
         self,
         vectors: Sequence[list[Tensor]],

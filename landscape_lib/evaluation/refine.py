@@ -50,7 +50,7 @@ def refine(
     Args:
         model: as for ``evaluate``.
         slice: a line or plane; its axes are the finest grid.
-        data: as for ``evaluate``.
+        data: as for ``evaluate``; read once.
         error: largest acceptable error of prediction, in units of ``variable``.
         variable: name of the measure that is watched.
         coarsest: spacing of the first grid, in steps of the finest; a power of 2.
