@@ -93,7 +93,8 @@ def evaluate(
         samples: evaluate a random subset of this size, the same at every point.
         tolerance: stop at each point as soon as the standard errors of loss and metrics are all
             below it: the subset starts at 256 samples and doubles, up to ``samples`` or all. Every
-            subset is part of the larger ones.
+            subset is part of the larger ones. Where few samples make the loss, a subset without
+            them stops early with a standard error that is too small.
         population: the number of samples that the mean stands for, in the standard errors. The
             default is the data set itself, so that evaluating all of it leaves no error;
             ``math.inf`` stands for the distribution that the data were drawn from.
@@ -125,7 +126,8 @@ def evaluate(
         standard error is NaN where the samples are a part of the population and all agree, and for
         a measure that gives only means of batches.
         The attribute ``flops`` is the work of the model as it is written, at all points of the
-        result: what ``first_layer`` spares, and points out of the store, count in full.
+        result: what ``first_layer`` spares, and points out of the store, count in full, and samples
+        of ``"reestimated"`` statistics once.
 
     Raises:
         TypeError, ValueError: bad input, named before any work is done.
@@ -165,7 +167,8 @@ def evaluate(
         values = run_all(task, wanted, chunk_size, store, executor, fingerprint, surface, progress)
     return surface(values).assign_attrs(
         seconds=round(time.perf_counter() - started, 3),
-        flops=float(np.nansum(values[:, -1])) * task.points.model.work.flops,
+        flops=float(np.nansum(values[:, -1] + task.points.calibrating))
+        * task.points.model.work.flops,
     )
 
 

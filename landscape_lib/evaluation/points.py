@@ -56,6 +56,11 @@ class Points:
         self._calibration = list(calibration)
         self._basis = [self.model.stored(vector) for vector in slice.basis]
 
+    @property
+    def calibrating(self) -> int:
+        """Samples that pass the model at each point before any that is measured."""
+        return sum(batch.size for batch in self._calibration)
+
     def choose(self, method: str) -> None:
         """Store weights, and lay out images, as the method computes fastest; call it once."""
         before = self.model.channels_last
@@ -151,12 +156,6 @@ class Points:
             for stage in stages
         ]
 
-    def run_at(self, index: int, x: Any) -> Any:
-        """Return the output at a point."""
-        with torch.no_grad():
-            self._go_to(index)
-            return self._output([x])
-
     def _move_to(
         self,
         vectors: Sequence[list[Tensor]],
@@ -166,7 +165,8 @@ class Points:
         calibration = self._calibration if self._policy == "reestimated" else None
         self.model.move_to(vectors, coefficients, statistics, calibration)
 
-    def _go_to(self, index: int) -> None:
+    def go_to(self, index: int) -> None:
+        """Move the model to a point."""
         statistics = None
         if self._policy == "interpolated":
             found = self._statistics_at(np.array([index]))
@@ -191,7 +191,7 @@ class Points:
         return _joined([self.model.run(self.model.ready, x) for x in passes])
 
     def _by_loop(self, index: int, groups: list[Group], measures: Measures) -> Tensor:
-        self._go_to(index)
+        self.go_to(index)
         cut = self.model.cut
         coefficients = self._coefficients(np.array([index]))[0] if cut else None
         parts = []

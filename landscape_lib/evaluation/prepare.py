@@ -53,6 +53,9 @@ def prepare(
     check_classes(asked.loss, seen.output, seen.target)
     measures = Measures(asked.loss, asked.metrics, seen)
     apart = measures.keep_apart(seen) and at.keeps_samples_apart(first, seen.output)
+    if asked.tolerance is not None and not measures.per_sample:
+        # No standard error, so all samples are needed: in the batches of a call without tolerance.
+        stages, _ = read_stages(data, asked.samples, None, size, asked.seed)
     free = apart and asked.batch_size is None and is_whole(data) and not asked.depends_on_batches
     method = _method(model, at, first, measures, stages[0], free, asked)
     at.choose(method)

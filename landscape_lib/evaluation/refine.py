@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from numbers import Integral, Real
 from typing import Any
 
@@ -10,6 +11,8 @@ import xarray as xr
 from numpy.typing import NDArray
 from torch import nn
 
+from landscape_lib import runtime
+from landscape_lib.evaluation.batches import is_whole, read_batches
 from landscape_lib.evaluation.evaluate import evaluate
 from landscape_lib.slices import Line, Plane
 
@@ -47,7 +50,7 @@ def refine(
     Args:
         model: as for ``evaluate``.
         slice: a line or plane; its axes are the finest grid.
-        data: as for ``evaluate``.
+        data: as for ``evaluate``; read once.
         error: largest acceptable error of prediction, in units of ``variable``.
         variable: name of the measure that is watched.
         coarsest: spacing of the first grid, in steps of the finest; a power of 2.
@@ -68,6 +71,9 @@ def refine(
     if not isinstance(slice, (Line, Plane)):
         raise TypeError(f"slice: expected a Line or a Plane, got {type(slice).__name__}")
     _check(error, coarsest, variable, options)
+    if not is_whole(data):  # read once: an iterator ends, and a loader may shuffle or augment
+        with runtime.isolated_random_state(options.get("seed", 0)):
+            data = [(batch.x, batch.y) for batch in read_batches(data, None, 1, 0)[0]]
     measured = np.zeros(slice.shape, dtype=bool)
     surprising = np.ones(slice.shape, dtype=bool)
     spacing, dataset = coarsest, None
@@ -84,7 +90,8 @@ def refine(
         if wanted.any():
             fresh = evaluate(model, slice, data, points=np.flatnonzero(wanted), **options)
             if variable not in fresh:
-                raise ValueError(f"variable: expected one of {list(fresh)}, got {variable!r}")
+                names = [name for name in fresh if f"{name}_se" in fresh]
+                raise ValueError(f"variable: expected one of {names}, got {variable!r}")
             dataset = fresh if dataset is None else _merge(dataset, fresh, wanted)
         assert dataset is not None
         measured |= wanted
@@ -104,13 +111,14 @@ def refine(
 
 
 def _check(error: Any, coarsest: Any, variable: Any, options: dict[str, Any]) -> None:
-    if not isinstance(error, Real) or not float(error) > 0:
+    if isinstance(error, bool) or not isinstance(error, Real) or not float(error) > 0:
         raise ValueError(f"error: expected a number above 0, got {error!r}")
     if not isinstance(coarsest, Integral) or coarsest < 1 or coarsest & (coarsest - 1):
         raise ValueError(f"coarsest: expected a power of 2, got {coarsest!r}")
     if "points" in options:
         raise TypeError("points: refine chooses them itself, got some")
-    names = ["loss", *(options.get("metrics") or ["accuracy"])]
+    metrics = options.get("metrics")
+    names = ["loss", *(metrics if isinstance(metrics, Mapping) else ["accuracy"])]
     if options.get("reference") is not None:
         names += [f"{name}_difference" for name in names]
     if variable not in names:
@@ -140,7 +148,7 @@ def _interpolated(
     values: NDArray[np.float64], measured: NDArray[np.bool_], spacing: int
 ) -> NDArray[np.float64]:
     """Interpolate from the grid of a spacing, its holes from the coarser one, to all points."""
-    from scipy.interpolate import RegularGridInterpolator  # slow to import, and only needed here
+    from scipy.interpolate import make_interp_spline  # slow to import, and only needed here
 
     axes = [_axis(length, spacing) for length in values.shape]
     known = values[np.ix_(*axes)]
@@ -148,12 +156,13 @@ def _interpolated(
     if holes.any():
         coarser = _interpolated(values, measured, spacing * 2)
         known = np.where(holes, coarser[np.ix_(*axes)], known)
-    method = "cubic" if min(len(axis) for axis in axes) >= 4 else "linear"
-    if not np.isfinite(known).all():
-        method = "linear"  # a cubic would carry one NaN everywhere
-    every = np.stack(np.meshgrid(*(np.arange(n) for n in values.shape), indexing="ij"), axis=-1)
-    filled: NDArray[np.float64] = RegularGridInterpolator(axes, known, method=method)(every)
-    return np.where(measured, values, filled)
+    # Along one axis after the other, which is exact. A cubic would carry one NaN everywhere.
+    degree = 3 if np.isfinite(known).all() else 1
+    for k, axis in enumerate(axes):
+        order = min(degree, len(axis) - 1)
+        along = make_interp_spline(axis, known, order, axis=k, check_finite=False)
+        known = along(np.arange(values.shape[k]))
+    return np.where(measured, values, known)
 
 
 def _merge(old: xr.Dataset, fresh: xr.Dataset, wanted: NDArray[np.bool_]) -> xr.Dataset:

@@ -124,7 +124,7 @@ def _check_method(method: Any, policy: str) -> None:
 
 
 def _check_tolerance(value: Any, policy: str) -> None:
-    if not isinstance(value, Real) or not float(value) > 0:
+    if isinstance(value, bool) or not isinstance(value, Real) or not float(value) > 0:
         raise ValueError(f"tolerance: expected a number above 0, got {value!r}")
     if policy == "batch":
         raise ValueError(

@@ -11,6 +11,7 @@ from torch import Tensor
 
 # The sums that are kept of each measure: of values v, of v^2, of v w, of weights w, of w^2.
 SUMS = 5
+WEIGHTS = 3  # the place of the sum of weights among them
 
 
 def five_sums(values: Tensor, weights: Tensor, known: Tensor) -> Tensor:

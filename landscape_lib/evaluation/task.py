@@ -23,7 +23,7 @@ from landscape_lib.evaluation.distribute import run_chunks
 from landscape_lib.evaluation.measures import Measures
 from landscape_lib.evaluation.points import Indices, Points
 from landscape_lib.evaluation.store import SurfaceStore
-from landscape_lib.evaluation.sums import SUMS, mean_and_error
+from landscape_lib.evaluation.sums import SUMS, WEIGHTS, mean_and_error
 from landscape_lib.evaluation.workload import Workload, points_at_once
 from landscape_lib.fingerprint import Fingerprint
 from landscape_lib.slices import FloatArray
@@ -71,7 +71,8 @@ class Task:
     @property
     def flops_per_point(self) -> float:
         """Operations at one point where all samples are needed."""
-        return self.points.model.work.flops * sum(g.size for stage in self.stages for g in stage)
+        samples = sum(g.size for stage in self.stages for g in stage)
+        return self.points.model.work.flops * (samples + self.points.calibrating)
 
     def run(self, indices: Indices) -> FloatArray:
         """Return sums and samples at some points, shape (k, names * SUMS + 1)."""
@@ -117,10 +118,11 @@ class Task:
             return np.ones(len(values), dtype=bool)
         sums = values[:, :-1].reshape(len(values), -1, SUMS)
         mean, error = mean_and_error(sums, values[:, -1:], self.population)
-        # Where a mean is not finite, more samples cannot make it so; where there is no standard
-        # error, all samples are used.
+        # Where a mean is not finite, more samples cannot make it so, unless none has counted yet;
+        # where there is no standard error, all samples are used.
+        hopeless = ~np.isfinite(mean) & (sums[..., WEIGHTS] != 0)
         with np.errstate(invalid="ignore"):
-            return np.any(np.isfinite(mean) & ~(error <= self.tolerance), axis=1)
+            return np.any(~hopeless & ~(error <= self.tolerance), axis=1)
 
 
 def choose_method(
@@ -163,11 +165,9 @@ def run_all(
         # An accelerator works on while the next points are prepared; a CPU gains nothing.
         chunk_size = 1 if task.points.model.device.type == "cpu" else POINTS_QUEUED
     elif chunk_size is None:
-        first = task.stages[0][0]
+        largest = max(g.size // len(g.passes) for stage in task.stages for g in stage)
         model = task.points.model
-        chunk_size = points_at_once(
-            model.work, model.size, first.size // len(first.passes), model.device
-        )
+        chunk_size = points_at_once(model.work, model.size, largest, model.device)
     bar = runtime.progress_bar(
         progress,
         desc=f"{tqdm.format_sizeof(task.flops_per_point)}FLOP/point",

@@ -49,6 +49,23 @@ class Workload:
     output: float
 
 
+def _recurrent(x: Tensor, *given: Any, **_: Any) -> int:
+    """Return the operations of an LSTM that is one call: each step multiplies by all weights."""
+    weights = [t for t in tree_flatten(given[:4])[0] if isinstance(t, Tensor) and t.dim() == 2]
+    return 2 * x.shape[:-1].numel() * sum(t.numel() for t in weights)
+
+
+_aten = torch.ops.aten
+# What torch's registry leaves out: an LSTM on a CPU or by cuDNN, attention on a CPU.
+_LEFT_OUT = {
+    _aten.mkldnn_rnn_layer: _recurrent,
+    _aten._cudnn_rnn: _recurrent,
+    _aten._scaled_dot_product_flash_attention_for_cpu: flop_registry[
+        _aten._scaled_dot_product_flash_attention
+    ],
+}
+
+
 class _Counter(TorchDispatchMode):
     """Adds up operations. Torch's own counter imports its compiler: a second, each time anew."""
 
@@ -60,7 +77,8 @@ class _Counter(TorchDispatchMode):
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         out = func(*args, **(kwargs or {}))
-        formula = flop_registry.get(func._overloadpacket)
+        kind = func._overloadpacket
+        formula = flop_registry.get(kind) or _LEFT_OUT.get(kind)
         if formula is not None:
             self.flops += formula(*args, **(kwargs or {}), out_val=out)
         return out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -294,3 +295,128 @@ def test_refinement_goes_on_until_points_drawn_at_random_are_predicted(slope, er
     loss = lambda output, target: output.mean()  # noqa: E731
     got = ll.refine(model, line, one, error=error, coarsest=32, loss=loss, metrics={})
     assert got.attrs["refine_error"] <= error
+
+
+class Counting(nn.Module):
+    """Counts the samples that pass, through all copies."""
+
+    seen = 0
+
+    def forward(self, x):
+        Counting.seen += len(x)
+        return x
+
+
+def counting_line():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), Counting(), nn.Linear(8, 3)).eval()
+    weights = ll.weights_of(model)
+    line = ll.Line(weights, ll.random_direction(weights, ignore_1d=False), [0.0, 0.5, 1.0])
+    data = SimpleNamespace(x=torch.randn(1500, 6), y=torch.randint(0, 3, (1500,)))
+    return model, line, data
+
+
+@pytest.mark.parametrize("policy", ["frozen", "reestimated"])
+def test_operations_are_those_of_the_samples_that_pass_the_model(policy):
+    model, line, data = counting_line()
+    Counting.seen = 0
+    got = ll.evaluate(
+        model, line, data, samples=200, batchnorm=policy, method="loop", progress=False
+    )
+    passed = got.attrs["flops"] / (2 * (6 * 8 + 8 * 3))
+    assert passed == 3 * (200 + (1024 if policy == "reestimated" else 0))
+    assert passed <= Counting.seen <= passed + 100  # the model is tried on a few before
+
+
+def test_cost_goes_to_a_point_once_whatever_the_number_of_its_batches(monkeypatch):
+    """On a clock on which moving takes 10 s and a pass of 8 samples 1 s."""
+    from landscape_lib.evaluation.movable import Movable
+
+    model, line, data = counting_line()
+    move = Movable.move_to
+
+    def slow_move(*args, **options):
+        Counting.seen += 80
+        move(*args, **options)
+
+    monkeypatch.setattr(Movable, "move_to", slow_move)
+    clock = SimpleNamespace(perf_counter=lambda: Counting.seen / 8)
+    monkeypatch.setattr(sys.modules["landscape_lib.evaluation.cost"], "time", clock)
+    assert ll.cost(model, line, data, batch_size=8).seconds == 3 * (10 + 1500 / 8)
+
+
+@pytest.mark.parametrize("scale", [1e-10, 1e-4, 1.0, 1e6])
+def test_refinement_does_not_depend_on_the_unit_of_the_loss(scale):
+    """A cubic spline gives a cubic exactly: two levels are measured, and a tenth to check."""
+    model = Surface(lambda a, b: scale * (a**3 + a**2 + 3 * b**2))
+    one = SimpleNamespace(x=torch.zeros(1, 1).double(), y=torch.zeros(1, 1).double())
+    axis = np.linspace(-1, 1, 33)
+    sides = [{"w": torch.tensor(side).double()} for side in ([1.0, 0.0], [0.0, 1.0])]
+    plane = ll.Plane({"w": torch.zeros(2).double()}, tuple(sides), axis, axis)
+    options = {"loss": lambda output, target: output.mean(), "metrics": {}}
+    got = ll.refine(model, plane, one, error=1e-3 * scale, **options)
+    full = ll.evaluate(model, plane, one, **options)
+    assert got.measured.sum() == 81 + 8
+    assert float(abs(got.loss - full.loss).max()) < 1e-12 * scale
+
+
+def test_refinement_reads_batches_once(trained):
+    model, line, data, _ = trained
+    pairs = [(data.x[k : k + 500], data.y[k : k + 500]) for k in range(0, 1437, 500)]
+    kept = ll.refine(model, line, pairs, error=1e-3)
+    assert ll.refine(model, line, iter(pairs), error=1e-3).equals(kept)
+    both = torch.utils.data.TensorDataset(data.x, data.y)
+    source = torch.Generator().manual_seed(0)
+    shuffled = torch.utils.data.DataLoader(both, 500, shuffle=True, generator=source)
+    before = torch.get_rng_state()
+    got = ll.refine(model, line, shuffled, error=1e-3, batchnorm="batch")
+    assert torch.equal(torch.get_rng_state(), before)
+    np.testing.assert_allclose(got.loss, kept.loss, rtol=1e-9)
+
+
+def test_refinement_names_what_can_be_watched_before_any_work(trained):
+    model, line, data, _ = trained
+    forbidden = lambda output, target: pytest.fail("the model was run")  # noqa: E731
+    with pytest.raises(ValueError, match=r"variable: expected one of \['loss'\], got 'accuracy'"):
+        ll.refine(model, line, data, error=1.0, variable="accuracy", metrics={}, loss=forbidden)
+    with pytest.raises(TypeError, match="metrics: expected a mapping .*, got int"):
+        ll.refine(model, line, data, error=1.0, metrics=5)
+    with pytest.raises(ValueError, match="error: expected a number above 0, got True"):
+        ll.refine(model, line, data, error=True)
+    with pytest.raises(ValueError, match="tolerance: expected a number above 0, got True"):
+        ll.evaluate(model, line, data, tolerance=True)
+
+
+def test_a_tolerance_waits_for_the_first_sample_that_counts(trained):
+    """Of 1,437 samples 10 have a target: among the first 256 there is none for 1 seed in 7."""
+    model, line, data, _ = trained
+    y = torch.full_like(data.y, -100)
+    y[::144] = data.y[::144]
+    few = SimpleNamespace(x=data.x, y=y)
+    full = ll.evaluate(model, line, few)
+    for seed in range(24):
+        got = ll.evaluate(model, line, few, tolerance=0.05, seed=seed, points=[0, 5])
+        assert np.isfinite(got.loss[[0, 5]]).all() and np.isfinite(got.accuracy[[0, 5]]).all()
+        assert (abs(got.loss - full.loss)[[0, 5]] < 5 * 0.05).all()
+
+
+def test_a_tolerance_changes_nothing_where_there_is_no_standard_error(trained):
+    """Not the batches, on which a measure of batches depends (CASES N6)."""
+    model, line, data, _ = trained
+
+    def contrast(output, target):  # each sample against the others of its batch
+        return F.cross_entropy(output @ output.T, torch.arange(len(output)))
+
+    plain = ll.evaluate(model, line, data, loss=contrast)
+    assert ll.evaluate(model, line, data, loss=contrast, tolerance=0.1).loss.equals(plain.loss)
+
+
+def test_points_at_once_follow_the_largest_batch(trained, monkeypatch):
+    model, line, data, _ = trained
+    room = sys.modules["landscape_lib.evaluation.task"]
+    asked = []
+    monkeypatch.setattr(room, "points_at_once", lambda *given: asked.append(given[2]) or 4)
+    ll.evaluate(model, line, data, tolerance=1e-9, batch_size=500, method="vmap")
+    batches = [(data.x[:3], data.y[:3]), (data.x[3:900], data.y[3:900])]
+    ll.evaluate(model, line, batches, method="vmap")
+    assert asked == [500, 897]

@@ -27,6 +27,40 @@ def test_operations_of_the_other_networks() -> None:
     assert workload(ll.models.resnet(20, seed=0).eval(), x).flops / 2e6 == pytest.approx(40.8, 0.01)
 
 
+class Sequences(nn.Module):
+    """A module on sequences, without the states that it returns beside."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.module(x)[0]
+
+
+class Attention(nn.MultiheadAttention):
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, None]:  # type: ignore[override]
+        return super().forward(x, x, x, need_weights=False)
+
+
+T, E, H = 7, 12, 20
+BOTH_WAYS = 4 * H * (E + H) + 4 * H * (2 * H + H)
+
+
+@pytest.mark.parametrize(
+    ("module", "products"),
+    [
+        (nn.LSTM(E, H, batch_first=True), T * 4 * H * (E + H)),
+        (nn.LSTM(E, H, 2, batch_first=True, bidirectional=True), 2 * T * BOTH_WAYS),
+        (nn.GRU(E, H, batch_first=True), T * 3 * H * (E + H)),
+        (Attention(E, 3, batch_first=True), 4 * T * E * E + 2 * T * T * E),
+    ],
+    ids=["LSTM", "LSTM both ways", "GRU", "attention"],
+)
+def test_operations_of_one_call_that_is_many_products(module: nn.Module, products: int) -> None:
+    assert workload(Sequences(module).eval(), torch.randn(4, T, E)).flops == 2 * products
+
+
 def test_a_model_that_fails_on_two_samples_is_not_an_error() -> None:
     work = workload(nn.Linear(3, 2), torch.randn(4, 7))
     assert math.isnan(work.flops) and math.isnan(work.activations)
