@@ -142,7 +142,7 @@ class Points:
             return stages
         passes = [x for stage in stages for group in stage for x in group.passes]
         basis = [dict(zip(self.model.names, vector, strict=True)) for vector in self._basis]
-        found = first_layer.outputs(self.model.ready, passes, basis, len(self.slice))
+        found = first_layer.outputs(self.model.module, passes, basis, len(self.slice))
         if found is not None:
             self.model.leave_out_first_layer()
         left = iter(found or passes)
