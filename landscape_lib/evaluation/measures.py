@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -21,6 +21,7 @@ from torch import Tensor
 from landscape_lib.evaluation.losses import (
     Measure,
     Seen,
+    UnevenLoss,
     close,
     ignored_target,
     loss_in,
@@ -131,10 +132,6 @@ class Measures:
         """Whether every measure gives one value per sample."""
         return all(one.per_sample for one in self._ones.values())
 
-    def is_even(self, targets: Any) -> bool:
-        """Say whether all samples are known, without trying, to weigh the same in the loss."""
-        return not self._loss.per_sample or weighs_evenly(self._mean, targets)
-
     def keep_apart(self, seen: Seen) -> bool:
         """Take those that see the batch for means of batches; say if outputs may be joined."""
         if seen.size < 2:
@@ -167,17 +164,27 @@ class Measures:
         whole = float64(self._mean(seen.output, seen.target)).mean()
         return close(torch.stack(parts).sum() / seen.size, whole)
 
-    def weights(self, seen: Seen) -> tuple[Tensor, bool]:
-        """Return :func:`losses.sample_weights` of the loss."""
-        return sample_weights(seen, self._loss.function, self._mean)
+    def weigh(self, batches: Iterable[Seen], targets: Any) -> list[Tensor] | None:
+        """Return what samples weigh in the loss, batch by batch; ``None`` where all weigh the same.
 
-    def weigh(self) -> None:
-        """Expect weights of samples from now on, for the loss."""
+        From then on these weights are expected. A loss that hides them is from then on measured by
+        its own mean of each batch, without standard errors.
+
+        Args:
+            batches: seen one by one, and only if ``targets`` do not tell.
+            targets: of all batches.
+        """
+        if not self._loss.per_sample or weighs_evenly(self._mean, targets):
+            return None
+        try:
+            found = [sample_weights(seen, self._loss.function, self._mean) for seen in batches]
+        except UnevenLoss:
+            self._loss = self._ones["loss"] = _One(self._mean, False)
+            return None
+        if all(even for _, even in found):
+            return None
         self._loss = self._ones["loss"] = replace(self._loss, weighed=True)
-
-    def only_means(self) -> None:
-        """Measure the loss by its own mean of each batch, without standard errors."""
-        self._loss = self._ones["loss"] = _One(self._mean, False)
+        return [weights for weights, _ in found]
 
     def values(
         self, output: Any, target: Any, size: int, weights: Tensor | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from dataclasses import replace
 from typing import Any
@@ -24,7 +25,7 @@ from landscape_lib.evaluation.batches import (
 )
 from landscape_lib.evaluation.batchnorm import clamped
 from landscape_lib.evaluation.given import check_classes
-from landscape_lib.evaluation.losses import Seen, UnevenLoss
+from landscape_lib.evaluation.losses import Seen
 from landscape_lib.evaluation.measures import Measures
 from landscape_lib.evaluation.points import Points
 from landscape_lib.evaluation.settings import Settings, check_population
@@ -142,27 +143,13 @@ def _method(
 
 def _weighed(at: Points, measures: Measures, stages: Stages) -> Stages:
     """Return the batches with what each sample weighs in the loss, if they weigh differently."""
-    if measures.is_even([batch.y for stage in stages for batch in stage]):
+    batches = list(itertools.chain(*stages))
+    seen = (Seen(at.output_of_model(b.x), b.y, b.size) for b in batches)
+    found = measures.weigh(seen, [b.y for b in batches])
+    if found is None:
         return stages
-    found: list[list[torch.Tensor]] = []
-    uneven = False
-    try:
-        for stage in stages:
-            found.append([])
-            for b in stage:
-                weights, even = measures.weights(Seen(at.output_of_model(b.x), b.y, b.size))
-                found[-1].append(weights)
-                uneven |= not even
-    except UnevenLoss:
-        measures.only_means()
-        return stages
-    if not uneven:
-        return stages
-    measures.weigh()
-    return [
-        [replace(batch, weights=w) for batch, w in zip(stage, row, strict=True)]
-        for stage, row in zip(stages, found, strict=True)
-    ]
+    left = iter(found)
+    return [[replace(batch, weights=next(left)) for batch in stage] for stage in stages]
 
 
 def _fingerprint(

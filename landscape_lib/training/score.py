@@ -20,7 +20,7 @@ from landscape_lib.evaluation.batches import (
     reads_channels_last,
 )
 from landscape_lib.evaluation.given import naming
-from landscape_lib.evaluation.losses import Seen, UnevenLoss
+from landscape_lib.evaluation.losses import Seen
 from landscape_lib.evaluation.measures import Measures
 from landscape_lib.evaluation.sums import mean_and_error
 
@@ -52,7 +52,8 @@ def score(
         last = pays_channels_last(model, move(batches[0], device, None).x)
         batches = [move(batch, device, None, last) for batch in batches]
         measures = Measures(loss, None, _seen(model, batches[0]))
-        weights = _weights(model, measures, batches)
+        seen = (_seen(model, batch) for batch in batches)
+        weights = measures.weigh(seen, [batch.y for batch in batches]) or [None] * len(batches)
         sums = [measures.sums(*_seen(model, b), w) for b, w in zip(batches, weights, strict=True)]
     means, _ = mean_and_error(torch.stack(sums).sum(0).cpu().numpy(), 1, 1)
     return dict(zip(measures.names, means.tolist(), strict=True))
@@ -61,19 +62,6 @@ def score(
 def _seen(model: nn.Module, batch: Batch) -> Seen:
     with naming(batch.x, batch.y):
         return Seen(model(batch.x), batch.y, batch.size)
-
-
-def _weights(model: nn.Module, measures: Measures, batches: list[Batch]) -> list[Tensor | None]:
-    """Return what the samples of each batch weigh in the loss, ``None`` where all weigh 1."""
-    if measures.is_even([batch.y for batch in batches]):
-        return [None] * len(batches)
-    try:
-        found = [measures.weights(_seen(model, batch))[0] for batch in batches]
-    except UnevenLoss:
-        measures.only_means()
-        return [None] * len(batches)
-    measures.weigh()
-    return [*found]
 
 
 @contextlib.contextmanager
