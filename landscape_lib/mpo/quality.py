@@ -6,7 +6,6 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from numbers import Real
-from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -75,8 +74,8 @@ def quality(
             are NaN; ``threshold`` is not a finite number.
     """
     low = patterns.from_drawing(pattern)
-    if threshold is not None:
-        _check_threshold(threshold)
+    if threshold is not None and not (isinstance(threshold, Real) and math.isfinite(threshold)):
+        raise ValueError(f"threshold: expected a finite number, got {threshold!r}")
     check_tau(tau)
     if variable not in ("accuracy", "loss"):
         raise ValueError(f"variable: expected 'accuracy' or 'loss', got {variable!r}")
@@ -160,8 +159,3 @@ def cells_of(values: xr.DataArray, shape: tuple[int, ...]) -> FloatArray:
 
 def _mean(values: FloatArray) -> float:
     return float(np.mean(values)) if values.size else math.nan
-
-
-def _check_threshold(value: Any) -> None:
-    if not isinstance(value, Real) or not math.isfinite(value):
-        raise ValueError(f"threshold: expected a finite number, got {value!r}")

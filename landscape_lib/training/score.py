@@ -23,6 +23,7 @@ from landscape_lib.evaluation.given import naming
 from landscape_lib.evaluation.losses import Seen
 from landscape_lib.evaluation.measures import Measures
 from landscape_lib.evaluation.sums import mean_and_error
+from landscape_lib.weights import check_model
 
 
 def score(
@@ -79,9 +80,3 @@ def pays_channels_last(model: nn.Module, x: Any) -> bool:
     """Say whether a model reads images best in channels-last order."""
     first = next(model.parameters())
     return channels_last_pays(first.device, first.dtype) and reads_channels_last(model, x)
-
-
-def check_model(model: nn.Module) -> None:
-    """Raise a ``TypeError`` unless ``model`` is a module."""
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
