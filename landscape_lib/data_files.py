@@ -100,16 +100,7 @@ def read_digits(split: str) -> Images:
 
 
 def read_folder(facts: Facts, folder: Path, split: str, source: str | None = None) -> Images | None:
-    """Read a split in any layout that ``folder`` offers.
-
-    Args:
-        facts: of the data set.
-        folder: with torchvision's files, Debian's, or image files.
-        split: ``"train"`` or ``"test"``.
-        source: to quote for other than image files.
-
-    Returns:
-        The images, or ``None`` where the folder does not hold this data set.
+    """Read a split: torchvision's files, Debian's, or image files; ``None`` without any of them.
 
     Raises:
         ImportError: there are files that only torchvision reads, and it cannot be imported.
