@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from landscape_lib.evaluation.batches import Group
 from landscape_lib.evaluation.losses import (
     Measure,
     Seen,
@@ -63,20 +64,18 @@ class _One:
     weighed: bool = False
     left_out: int | None = None
 
-    def values_and_weights(
-        self, output: Any, target: Any, size: int, weights: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
+    def values_and_weights(self, output: Any, group: Group) -> tuple[Tensor, Tensor]:
         """Return float64 values and weights of the samples; a mean of a batch in every place."""
-        value = float64(self.function(output, target))
+        value = float64(self.function(output, group.y))
         if not self.per_sample:
-            return value.expand(size), torch.ones_like(value).expand(size)
-        value = value.reshape(size, -1)
+            return value.expand(group.size), torch.ones_like(value).expand(group.size)
+        value = value.reshape(group.size, -1)
         if self.left_out is not None:
-            counts = (target != self.left_out).reshape(size, -1)
+            counts = (group.y != self.left_out).reshape(group.size, -1)
             # Of the mean over what counts in a sample, so that a sample is what is drawn.
             return torch.where(counts, value, 0.0).sum(1), counts.to(value.dtype).sum(1)
-        if self.weighed and weights is not None:
-            return value.sum(1), weights
+        if self.weighed and group.weights is not None:
+            return value.sum(1), group.weights
         return value.mean(dim=1), torch.ones_like(value[:, 0])
 
 
@@ -186,34 +185,25 @@ class Measures:
         self._loss = self._ones["loss"] = replace(self._loss, weighed=True)
         return [weights for weights, _ in found]
 
-    def values(
-        self, output: Any, target: Any, size: int, weights: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Return float64 values and weights of one batch, shape (measures, size) each."""
-        pairs = [o.values_and_weights(output, target, size, weights) for o in self._ones.values()]
-        values, weighed = zip(*pairs, strict=True)
-        return torch.stack(values), torch.stack(weighed)
+    def values(self, output: Any, group: Group) -> tuple[Tensor, Tensor]:
+        """Return float64 values and weights of one group, shape (measures, size) each."""
+        pairs = [one.values_and_weights(output, group) for one in self._ones.values()]
+        values, weights = zip(*pairs, strict=True)
+        return torch.stack(values), torch.stack(weights)
 
-    def sums(
-        self,
-        output: Any,
-        target: Any,
-        size: int,
-        weights: Tensor | None = None,
-        reference: Tensor | None = None,
-    ) -> Tensor:
-        """Return float64 sums over one batch, shape (measures, 5), see ``SUMS``.
+    def sums(self, output: Any, group: Group) -> Tensor:
+        """Return float64 sums over one group, shape (measures, 5), see ``SUMS``.
 
         Pure tensor operations, so that it also works inside ``torch.vmap``. The sum of squares is
-        NaN for a measure that gives only means. With ``reference``, the values of the same samples
-        at another point, as many rows again follow for the differences from it.
+        NaN for a measure that gives only means. If the group has a reference, as many rows again
+        follow for the differences from it.
         """
-        values, w = self.values(output, target, size, weights)
+        values, w = self.values(output, group)
         known = values.new_tensor([0.0 if o.per_sample else math.nan for o in self._ones.values()])
         rows = [five_sums(values, w, known)]
-        if reference is not None:
+        if group.reference is not None:
             # Subtracted sample by sample: what all points have in common cancels.
-            rows.append(five_sums(values - reference, w, known))
+            rows.append(five_sums(values - group.reference, w, known))
         return torch.cat(rows)
 
 

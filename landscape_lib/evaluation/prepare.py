@@ -37,7 +37,8 @@ from landscape_lib.slices import Slice
 # Samples on which model, loss and metrics are tried before any work.
 TRIED = 32
 
-Stages = list[list[Batch]]
+Batches = list[Batch]
+Stages = list[Batches]
 
 
 def prepare(
@@ -68,11 +69,11 @@ def prepare(
         groups = [at.with_reference(stage, measures, asked.reference) for stage in groups]
         names += tuple(f"{name}_difference" for name in measures.names)
     task = Task(at, measures, at.shorten(groups), names, method, asked.tolerance, population)
-    fingerprint = _fingerprint(model, at, stages, calibration, size, method, population, asked)
-    return task, fingerprint, _attributes(at, data, method, population, fingerprint, asked)
+    fingerprint = _fingerprint(model, task, stages, calibration, size, asked)
+    return task, fingerprint, _attributes(task, data, fingerprint, asked)
 
 
-def _calibration(data: Any, stages: Stages, total: int, size: int, asked: Settings) -> list[Batch]:
+def _calibration(data: Any, stages: Stages, total: int, size: int, asked: Settings) -> Batches:
     if asked.batchnorm != "reestimated":
         return []
     if is_whole(data):
@@ -81,7 +82,7 @@ def _calibration(data: Any, stages: Stages, total: int, size: int, asked: Settin
 
 
 def _points(
-    model: nn.Module, slice: Slice, stages: Stages, calibration: list[Batch], asked: Settings
+    model: nn.Module, slice: Slice, stages: Stages, calibration: Batches, asked: Settings
 ) -> Points:
     example = first_samples(stages[0][0].x)
     try:
@@ -122,7 +123,7 @@ def _method(
     at: Points,
     first: Batch,
     measures: Measures,
-    stage: list[Batch],
+    stage: Batches,
     free: bool,
     asked: Settings,
 ) -> str:
@@ -153,16 +154,9 @@ def _weighed(at: Points, measures: Measures, stages: Stages) -> Stages:
 
 
 def _fingerprint(
-    model: nn.Module,
-    at: Points,
-    stages: Stages,
-    calibration: list[Batch],
-    size: int,
-    method: str,
-    population: float,
-    asked: Settings,
+    model: nn.Module, task: Task, stages: Stages, calibration: Batches, size: int, asked: Settings
 ) -> Fingerprint:
-    net, slice = at.model, at.slice
+    net, slice = task.points.model, task.points.slice
     along = [dict(vector) for vector in asked.statistics or ()]
     return {
         "model": digest_without_weights(model),
@@ -172,12 +166,12 @@ def _fingerprint(
         "metrics": digest(asked.metrics),
         "batchnorm": digest([asked.batchnorm, along, [batch.x for batch in calibration]]),
         "dtype": f"{asked.dtype} by autocast" if net.autocasts else str(asked.dtype),
-        "float32_products": _products(at),
-        "method": method,
+        "float32_products": _products(task.points),
+        "method": task.method,
         "training": str(asked.training),
         "seed": str(asked.seed),
         "batch_size": str(size),
-        "tolerance": str((asked.tolerance, population) if asked.tolerance else None),
+        "tolerance": str((asked.tolerance, task.population) if asked.tolerance else None),
         "reference": digest(asked.reference),
         "shortcuts": str(asked.shortcuts),
     }
@@ -188,23 +182,16 @@ def _products(at: Points) -> str:
     return "" if precise else precision.float32_products(at.model.device)
 
 
-def _attributes(
-    at: Points,
-    data: Any,
-    method: str,
-    population: float,
-    fingerprint: Fingerprint,
-    asked: Settings,
-) -> dict[str, Any]:
-    net, slice, products = at.model, at.slice, _products(at)
+def _attributes(task: Task, data: Any, fingerprint: Fingerprint, asked: Settings) -> dict[str, Any]:
+    net, slice, products = task.points.model, task.points.slice, _products(task.points)
     named = str(asked.dtype or net.dtype).removeprefix("torch.")
     source = getattr(data, "source", None)
     attributes: dict[str, Any] = {
         "fingerprint": to_json(fingerprint),
         "batchnorm": str(asked.batchnorm),  # numpy's strings are no netCDF attributes
         "dtype": named + (" by autocast" if net.autocasts else ""),
-        "method": method,
-        "population": population,
+        "method": task.method,
+        "population": task.population,
         "data": source if isinstance(source, str) else type(data).__name__,
         "device": runtime.device_name(net.device),
         "versions": json.dumps({"torch": str(torch.__version__), "xarray": xr.__version__}),

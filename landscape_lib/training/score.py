@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from landscape_lib import runtime
 from landscape_lib.evaluation.batches import (
     Batch,
+    Group,
     channels_last_pays,
     check_count,
     move,
@@ -54,8 +56,11 @@ def score(
         batches = [move(batch, device, None, last) for batch in batches]
         measures = Measures(loss, None, _seen(model, batches[0]))
         seen = (_seen(model, batch) for batch in batches)
-        weights = measures.weigh(seen, [batch.y for batch in batches]) or [None] * len(batches)
-        sums = [measures.sums(*_seen(model, b), w) for b, w in zip(batches, weights, strict=True)]
+        weights = measures.weigh(seen, [batch.y for batch in batches]) or itertools.repeat(None)
+        sums = [
+            measures.sums(_seen(model, b).output, Group((), b.y, b.size, w))
+            for b, w in zip(batches, weights, strict=False)
+        ]
     means, _ = mean_and_error(torch.stack(sums).sum(0).cpu().numpy(), 1, 1)
     return dict(zip(measures.names, means.tolist(), strict=True))
 
