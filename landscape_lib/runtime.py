@@ -117,11 +117,8 @@ def isolated_random_state(seed: int) -> Iterator[None]:
     _check_seed(seed)
     before = random_state(torch.device("cuda", k) for k in range(torch.cuda.device_count()))
     try:
-        # torch.manual_seed notes for a GPU that may come from where it was called: half a
-        # millisecond.
-        accelerated = torch.accelerator.is_available()
-        (torch.manual_seed if accelerated else torch.default_generator.manual_seed)(int(seed))
-        _seed_others(int(seed))
+        here = torch.accelerator.current_accelerator(check_available=True)
+        restart_random_numbers(here or torch.device("cpu"), seed)
         yield
     finally:
         set_random_state(before)
@@ -155,12 +152,8 @@ def restart_random_numbers(device: torch.device, seed: int) -> None:
     torch.default_generator.manual_seed(int(seed))
     if device.type != "cpu":
         torch.manual_seed(int(seed))
-    _seed_others(int(seed))
-
-
-def _seed_others(seed: int) -> None:
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
+    random.seed(int(seed))
+    np.random.seed(int(seed) % 2**32)
 
 
 def _check_seed(seed: Any) -> None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from numbers import Real
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -74,8 +74,8 @@ def quality(
             are NaN; ``threshold`` is not a finite number.
     """
     low = patterns.from_drawing(pattern)
-    if threshold is not None and not (isinstance(threshold, Real) and math.isfinite(threshold)):
-        raise ValueError(f"threshold: expected a finite number, got {threshold!r}")
+    if threshold is not None:
+        _check_threshold(threshold)
     check_tau(tau)
     if variable not in ("accuracy", "loss"):
         raise ValueError(f"variable: expected 'accuracy' or 'loss', got {variable!r}")
@@ -89,44 +89,31 @@ def quality(
     missing = int(np.isnan(maps[variable][counted]).sum())
     if missing:
         raise ValueError(f"surface: expected {variable} at every cell, {missing} are NaN")
-    found = _compare(maps, low, counted, variable, threshold, tau)
-    if not pruned:
-        return found
-    return replace(found, trained=_compare(maps, low, trained, variable, threshold, tau))
 
+    def compare(counted: Pattern) -> Quality:
+        means = {
+            name: [_mean(values[counted & (low == kind)]) for kind in (True, False)]
+            for name, values in maps.items()
+        }
+        at = sum(means[variable]) / 2 if threshold is None else threshold
+        shown = maps[variable] > at if variable == "accuracy" else maps[variable] < at
+        low_loss, high_loss = means["loss"]
+        low_accuracy, high_accuracy = means.get("accuracy", (math.nan, math.nan))
+        return Quality(
+            low_loss=low_loss,
+            high_loss=high_loss,
+            low_accuracy=low_accuracy,
+            high_accuracy=high_accuracy,
+            gap=low_accuracy - high_accuracy,
+            loss_gap=high_loss - low_loss,
+            iou=_overlap(shown & counted, low & counted),
+            threshold=float(at),
+            loss_iou=_overlap((maps["loss"] < tau) & counted, low & counted),
+            cells=int(counted.sum()),
+        )
 
-def _compare(
-    maps: Mapping[str, FloatArray],
-    low: Pattern,
-    counted: Pattern,
-    variable: str,
-    threshold: float | None,
-    tau: float,
-) -> Quality:
-    """Compare maps with a pattern in those cells that count."""
-    means = {
-        (name, kind): _mean(values[counted & (low == kind)])
-        for name, values in maps.items()
-        for kind in (True, False)
-    }
-    if threshold is None:
-        threshold = (means[variable, True] + means[variable, False]) / 2
-    shown = maps[variable] > threshold if variable == "accuracy" else maps[variable] < threshold
-    low_accuracy, high_accuracy = (
-        means.get(("accuracy", kind), math.nan) for kind in (True, False)
-    )
-    return Quality(
-        low_loss=means["loss", True],
-        high_loss=means["loss", False],
-        low_accuracy=low_accuracy,
-        high_accuracy=high_accuracy,
-        gap=low_accuracy - high_accuracy,
-        loss_gap=means["loss", False] - means["loss", True],
-        iou=_overlap(shown & counted, low & counted),
-        threshold=float(threshold),
-        loss_iou=_overlap((maps["loss"] < tau) & counted, low & counted),
-        cells=int(counted.sum()),
-    )
+    found = compare(counted)
+    return replace(found, trained=compare(trained)) if pruned else found
 
 
 def _overlap(first: Pattern, second: Pattern) -> float:
@@ -159,3 +146,8 @@ def cells_of(values: xr.DataArray, shape: tuple[int, ...]) -> FloatArray:
 
 def _mean(values: FloatArray) -> float:
     return float(np.mean(values)) if values.size else math.nan
+
+
+def _check_threshold(value: Any) -> None:
+    if not isinstance(value, Real) or not math.isfinite(value):
+        raise ValueError(f"threshold: expected a finite number, got {value!r}")
