@@ -100,8 +100,8 @@ class Measures:
     def __init__(self, loss: Measure, metrics: Mapping[str, Measure] | None, seen: Seen) -> None:
         for tensor in tensors_in(seen.output)[:1]:
             loss = loss_in(loss, tensor.dtype) if tensor.is_floating_point() else loss
-        self._loss, self._mean = _choose_loss(loss, seen), loss
-        self._ones: dict[str, _One] = {"loss": self._loss}
+        self._mean = loss
+        self._ones = {"loss": _choose_loss(loss, seen)}
         if metrics is None:
             left_out = ignored_target(loss)
             if _is_classification(seen, left_out):
@@ -118,8 +118,7 @@ class Measures:
                 raise ValueError(
                     f"metrics: expected a name of printable characters without '/', got {name!r}"
                 )
-            value = _try(metric, f"metrics[{name!r}]", seen)
-            self._ones[name] = _One(metric, _is_per_sample(value, seen, f"metrics[{name!r}]"))
+            self._ones[name] = _tried(metric, f"metrics[{name!r}]", seen)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -145,7 +144,6 @@ class Measures:
             if not close(torch.cat(parts), _values(one, seen)):
                 function = self._mean if name == "loss" else partial(_mean_of, one.function)
                 self._ones[name] = replace(one, function=function, per_sample=False)
-        self._loss = self._ones["loss"]
         return self.per_sample
 
     def is_mean(self, seen: Seen) -> bool:
@@ -173,16 +171,17 @@ class Measures:
             batches: seen one by one, and only if ``targets`` do not tell.
             targets: of all batches.
         """
-        if not self._loss.per_sample or weighs_evenly(self._mean, targets):
+        loss = self._ones["loss"]
+        if not loss.per_sample or weighs_evenly(self._mean, targets):
             return None
         try:
-            found = [sample_weights(seen, self._loss.function, self._mean) for seen in batches]
+            found = [sample_weights(seen, loss.function, self._mean) for seen in batches]
         except UnevenLoss:
-            self._loss = self._ones["loss"] = _One(self._mean, False)
+            self._ones["loss"] = _One(self._mean, False)
             return None
         if all(even for _, even in found):
             return None
-        self._loss = self._ones["loss"] = replace(self._loss, weighed=True)
+        self._ones["loss"] = replace(loss, weighed=True)
         return [weights for weights, _ in found]
 
     def values(self, output: Any, group: Group) -> tuple[Tensor, Tensor]:
@@ -219,7 +218,7 @@ def _is_classification(seen: Seen, left_out: int) -> bool:
     return fits and classes > 1 and bool(known.all())
 
 
-def _try(function: Measure, name: str, seen: Seen) -> Tensor:
+def _tried(function: Measure, name: str, seen: Seen) -> _One:
     if inspect.isclass(function):
         raise TypeError(
             f"{name}: expected a callable (output, target), got the class {function.__name__}: "
@@ -236,18 +235,12 @@ def _try(function: Measure, name: str, seen: Seen) -> Tensor:
         raise
     if not isinstance(value, Tensor):
         raise TypeError(f"{name}: expected it to return a tensor, got {type(value).__name__}")
-    return value
-
-
-def _is_per_sample(value: Tensor, seen: Seen, name: str) -> bool:
-    if value.dim() == 0:
-        return False
-    if value.shape[0] == seen.size:
-        return True
-    raise ValueError(
-        f"{name}: expected a scalar or one value per sample, shape ({seen.size},), "
-        f"got shape {tuple(value.shape)}"
-    )
+    if value.dim() > 0 and value.shape[0] != seen.size:
+        raise ValueError(
+            f"{name}: expected a scalar or one value per sample, shape ({seen.size},), "
+            f"got shape {tuple(value.shape)}"
+        )
+    return _One(function, per_sample=value.dim() > 0)
 
 
 def _choose_loss(loss: Measure, seen: Seen) -> _One:
@@ -255,15 +248,13 @@ def _choose_loss(loss: Measure, seen: Seen) -> _One:
     keywords = getattr(loss, "keywords", {})
     if keywords.get("reduction", getattr(loss, "reduction", None)) == "sum":
         raise ValueError("loss: expected one that gives the mean, got reduction='sum'")
-    mean = _try(loss, "loss", seen)
-    if mean.dim() > 0:
-        return _One(loss, _is_per_sample(mean, seen, "loss"))
-    each = unreduced(loss)
+    found = _tried(loss, "loss", seen)
+    each = None if found.per_sample else unreduced(loss)
     if each is None:
-        return _One(loss, False)
+        return found
     values = each(seen.output, seen.target)
     fits = values.dim() > 0 and values.shape[0] == seen.size
-    return _One(each, True) if fits else _One(loss, False)
+    return _One(each, True) if fits else found
 
 
 def _mean_of(function: Measure, output: Any, target: Any) -> Tensor:
