@@ -100,7 +100,9 @@ def read_digits(split: str) -> Images:
 
 
 def read_folder(facts: Facts, folder: Path, split: str, source: str | None = None) -> Images | None:
-    """Read a split: torchvision's files, Debian's, or image files; ``None`` without any of them.
+    """Read a split from torchvision's files, Debian's, or image files; ``None`` if there are none.
+
+    ``source`` is what to quote for other than image files.
 
     Raises:
         ImportError: there are files that only torchvision reads, and it cannot be imported.

@@ -198,7 +198,7 @@ class PAL(ClosureOptimizer):
 def _fit(
     here: float, there: float, b: float, norm: float, settings: dict[str, float], rounding: float
 ) -> PALStep:
-    """Fit the parabola in float64 to the losses here and at mu, which have a relative rounding."""
+    """Fit the parabola to losses here and at mu, exact up to ``rounding``, and choose the step."""
     mu, s_max = settings["mu"], settings["s_max"]
     if not math.isfinite(here + there + b):
         return PALStep("skipped", 0.0, here, there, math.nan, b, norm, mu)

@@ -93,7 +93,7 @@ def text_of(figure: Figure) -> str:
 
 
 def address(kind: str, content: str) -> str:
-    """Return a text of a kind, as "text/csv", as an address that takes little more room than it."""
+    """Return a text of a kind, such as "text/csv", as an address in a page, not much longer."""
     return f"data:{kind};charset=utf-8,{quote(content, safe=_PLAIN)}"
 
 
