@@ -17,24 +17,18 @@ Closure = Callable[[], Tensor]
 
 
 def check_number(
-    name: str, value: Any, *, above: float | None = None, least: float | None = None, most: float
+    name: str,
+    value: Any,
+    *,
+    above: float = -math.inf,
+    least: float = -math.inf,
+    most: float = math.inf,
 ) -> None:
-    """Raise a ``ValueError`` unless ``value`` is a real number in the range.
-
-    Args:
-        name: of the argument.
-        value: what was given.
-        above: the number lies above this one.
-        least: or is at least this one.
-        most: the number is at most this one; ``inf`` asks for any finite number.
-    """
+    """Raise a ``ValueError`` unless ``value`` is a finite number above one, or at least another."""
     real = isinstance(value, Real) and not isinstance(value, bool)
-    low = above if above is not None else least
-    assert low is not None
-    fits = real and value <= most and abs(value) != float("inf")
-    if not (fits and (value > low if above is not None else value >= low)):
-        bounds = f"above {low:g}" if above is not None else f"of at least {low:g}"
-        bounds += "" if most == float("inf") else f", at most {most:g}"
+    if not (real and abs(value) < math.inf and value > above and least <= value <= most):
+        bounds = f"above {above:g}" if above > -math.inf else f"of at least {least:g}"
+        bounds += "" if most == math.inf else f", at most {most:g}"
         raise ValueError(f"{name}: expected a finite number {bounds}, got {value!r}")
 
 
@@ -159,12 +153,7 @@ def loss_with_gradient(optimizer: Optimizer, closure: Closure) -> Tensor:
 
 
 def loss_again(optimizer: Optimizer, replay: Replay) -> Tensor:
-    """Evaluate a closure once more, and keep the gradients of its first evaluation.
-
-    Raises:
-        TypeError: the closure returns no scalar tensor.
-        RuntimeError: it called ``backward``.
-    """
+    """Evaluate a closure once more, and keep the gradients of its first evaluation."""
     held = [(p, p.grad) for group in optimizer.param_groups for p in group["params"]]
     try:
         for parameter, _ in held:

@@ -100,16 +100,9 @@ def read_digits(split: str) -> Images:
 
 
 def read_folder(facts: Facts, folder: Path, split: str, source: str | None = None) -> Images | None:
-    """Read a split in any layout that ``folder`` offers.
+    """Read a split from torchvision's files, Debian's, or image files; ``None`` if there are none.
 
-    Args:
-        facts: of the data set.
-        folder: with torchvision's files, Debian's, or image files.
-        split: ``"train"`` or ``"test"``.
-        source: to quote for other than image files.
-
-    Returns:
-        The images, or ``None`` where the folder does not hold this data set.
+    ``source`` is what to quote for other than image files.
 
     Raises:
         ImportError: there are files that only torchvision reads, and it cannot be imported.

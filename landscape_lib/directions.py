@@ -11,18 +11,8 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from landscape_lib.slices import Slice, check_weights
-from landscape_lib.weights import (
-    Weights,
-    check_like,
-    combine,
-    dot,
-    flatten,
-    float64,
-    norm,
-    subtract,
-    unflatten,
-)
+from landscape_lib.slices import Line, Slice, check_weights
+from landscape_lib.weights import Weights, check_like, flatten, float64, norm, unflatten
 
 NORMALIZATIONS = ("filter", "layer", None)
 
@@ -234,19 +224,10 @@ def project_on_line(
     Raises:
         ValueError: names or shapes differ, or ``end`` equals ``start``.
     """
-    check_like(end, start, "end", "start")
-    direction = subtract(end, start)
-    length = norm(direction)
-    if length == 0:
-        raise ValueError("end: equals start, so there is no line between them")
-    feet, distances = [], []
-    for step, point in enumerate(trajectory):
-        check_like(point, start, f"trajectory[{step}]", "start")
-        offset = subtract(point, start)
-        foot = dot(offset, direction) / length**2
-        feet.append(foot)
-        distances.append(norm(combine((offset, direction), (1.0, -foot))) / length)
-    return feet, distances
+    line = Line.between(start, end, [0.0, 1.0])
+    found = project(trajectory, line)
+    length = norm(line.directions[0])
+    return found.coordinates.values[:, 0].tolist(), (found.distance.values / length).tolist()
 
 
 def _draw(weights: Weights, ignore_1d: bool, generator: torch.Generator | None) -> Weights:

@@ -179,10 +179,10 @@ class EntropySGD(ClosureOptimizer):
             if isinstance(value, bool) or not isinstance(value, Integral) or value < 0:
                 raise ValueError(f"{name}: expected a whole number of at least 0, got {value!r}")
         for group in self.param_groups:
-            check_number("lr", group["lr"], least=0, most=math.inf)
-            check_number("inner_lr", group["inner_lr"], above=0, most=math.inf)
+            check_number("lr", group["lr"], least=0)
+            check_number("inner_lr", group["inner_lr"], above=0)
             for name in ("gamma", "scoping", "noise"):
-                check_number(name, group[name], least=0, most=math.inf)
+                check_number(name, group[name], least=0)
             check_number("averaging", group["averaging"], above=0, most=1)
             check_number("momentum", group["momentum"], least=0, most=math.nextafter(1, 0))
             if group["outer"] not in OUTER:

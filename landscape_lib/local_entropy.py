@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
@@ -31,7 +29,7 @@ def local_entropy(loss: Tensor, grid: Tensor, points: Tensor, gamma: float) -> T
 
     Source: Chaudhari et al. 2017, equation 4.
     """
-    check_number("gamma", gamma, above=0, most=math.inf)
+    check_number("gamma", gamma, above=0)
     if grid.dim() != 1 or len(grid) < 2 or loss.shape != grid.shape or not (grid.diff() > 0).all():
         raise ValueError(
             f"grid: expected a rising one of one dimension with one loss for each of its points, "

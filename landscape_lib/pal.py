@@ -176,9 +176,9 @@ class PAL(ClosureOptimizer):
         """Return the settings of the line at this step, checked."""
         names = ("lr", "mu", "s_max", "alpha", "beta", "decay")
         settings = {name: common(self.param_groups, name, _WHY) for name in names}
-        check_number("lr", settings["lr"], least=0, most=math.inf)
+        check_number("lr", settings["lr"], least=0)
         for name in ("mu", "s_max", "alpha"):
-            check_number(name, settings[name], above=0, most=math.inf)
+            check_number(name, settings[name], above=0)
         check_number("beta", settings["beta"], least=0, most=math.nextafter(1, 0))
         check_number("decay", settings["decay"], above=0, most=1)
         shrunk = settings["decay"] ** self.param_groups[0]["steps"]
@@ -198,16 +198,7 @@ class PAL(ClosureOptimizer):
 def _fit(
     here: float, there: float, b: float, norm: float, settings: dict[str, float], rounding: float
 ) -> PALStep:
-    """Fit the parabola in float64 and choose the step.
-
-    Args:
-        here: loss before the step.
-        there: loss at distance mu.
-        b: slope.
-        norm: of the direction.
-        settings: of the optimiser.
-        rounding: error of the losses, relative to them.
-    """
+    """Fit the parabola to losses here and at mu, exact up to ``rounding``, and choose the step."""
     mu, s_max = settings["mu"], settings["s_max"]
     if not math.isfinite(here + there + b):
         return PALStep("skipped", 0.0, here, there, math.nan, b, norm, mu)

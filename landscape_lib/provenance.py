@@ -18,11 +18,7 @@ from landscape_lib import page, runtime
 def signed(dataset: xr.Dataset, name: str, config: Mapping[str, Any], seconds: float) -> xr.Dataset:
     """Return a result with what it was computed from, where, by what and in which time.
 
-    Args:
-        dataset: the result; its attribute ``device``, if it has one, says where.
-        name: of the result.
-        config: everything it depends on, as plain values.
-        seconds: that it took.
+    Where is its own attribute ``device``, if it has one.
     """
     from landscape_lib import __version__
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import random
 import threading
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
+
+from landscape_lib.runtime import random_state, set_random_state
 
 
 class Replay:
@@ -34,9 +34,7 @@ class Replay:
 
     def __init__(self, closure: Callable[[], Tensor], parameters: Iterable[Tensor]) -> None:
         self.closure = closure
-        devices = {p.device for p in parameters}
-        self._devices = {device for device in devices if device.type == "cuda"}
-        self._kinds = {device.type for device in devices}
+        self._devices = {p.device for p in parameters}
         self._random: dict[Any, Any] = {}
         self._buffers: list[_Buffer] = []
         self._seen: set[Any] = set()
@@ -44,7 +42,7 @@ class Replay:
 
     def first(self) -> Tensor:
         """Evaluate the closure; note the random state before it, and buffers as they are met."""
-        self._random = _random_state(self._devices)
+        self._random = random_state(self._devices)
         handle = register_module_forward_pre_hook(self._note_buffers)
         try:
             return self.closure()
@@ -53,16 +51,16 @@ class Replay:
 
     def again(self) -> Tensor:
         """Evaluate the closure once more."""
-        random_after = _random_state(self._devices)
+        random_after = random_state(self._devices)
         buffers_after = [_Buffer(buffer.module, buffer.name) for buffer in self._buffers]
         self.undo_buffers()
-        _set_random_state(self._random)
+        set_random_state(self._random)
         try:
             return self.closure()
         finally:
             for buffer in buffers_after:
                 buffer.restore()
-            _set_random_state(random_after)
+            set_random_state(random_after)
 
     def undo_buffers(self) -> None:
         """Give buffers the values that they had before the first evaluation."""
@@ -73,7 +71,7 @@ class Replay:
     def _note_buffers(self, module: nn.Module, inputs: Any) -> None:
         if threading.get_ident() != self._thread:
             return
-        for kind in self._kinds:
+        for kind in {device.type for device in self._devices}:
             if torch.is_autocast_enabled(kind):
                 self.autocast = torch.get_autocast_dtype(kind)
         if module in self._seen:
@@ -101,21 +99,3 @@ class _Buffer:
         self.tensor.copy_(self.value)
         if self.module._buffers[self.name] is not self.tensor:
             self.module._buffers[self.name] = self.tensor
-
-
-def _random_state(devices: Iterable[torch.device]) -> dict[Any, Any]:
-    cuda = {device: torch.cuda.get_rng_state(device) for device in devices}
-    return {
-        "python": random.getstate(),
-        "numpy": np.random.get_state(),
-        "cpu": torch.get_rng_state(),
-        "cuda": cuda,
-    }
-
-
-def _set_random_state(state: dict[Any, Any]) -> None:
-    random.setstate(state["python"])
-    np.random.set_state(state["numpy"])
-    torch.set_rng_state(state["cpu"])
-    for device, value in state["cuda"].items():
-        torch.cuda.set_rng_state(value, device)

@@ -72,7 +72,7 @@ def cached(
     _check_name(name)
     if runtime.scale() == "smoke":
         return _compute(name, compute, wanted)
-    path = _path(name)
+    path = (folder() / "paper" if runtime.scale() == "paper" else folder()) / f"{name}.nc"
     if not runtime.recompute():
         if path.exists():
             return _load(path, name, wanted)
@@ -209,11 +209,6 @@ def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
         raise TypeError(
             f"config: expected plain values (numbers, strings, lists, dicts): {error}"
         ) from error
-
-
-def _path(name: str) -> Path:
-    base = folder() / "paper" if runtime.scale() == "paper" else folder()
-    return base / f"{name}.nc"
 
 
 def _load(path: Path, name: str, wanted: dict[str, Any]) -> xr.Dataset:

@@ -7,7 +7,7 @@ import ctypes
 import os
 import platform
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from numbers import Integral
 from typing import Any, TypeVar
 
@@ -115,18 +115,32 @@ def isolated_random_state(seed: int) -> Iterator[None]:
         TypeError: ``seed`` is not a whole number.
     """
     _check_seed(seed)
-    python, numpy = random.getstate(), np.random.get_state()
+    before = random_state(torch.device("cuda", k) for k in range(torch.cuda.device_count()))
     try:
-        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-            # torch.manual_seed notes for a GPU that may come from where it was called: half a
-            # millisecond.
-            accelerated = torch.accelerator.is_available()
-            (torch.manual_seed if accelerated else torch.default_generator.manual_seed)(int(seed))
-            _seed_others(int(seed))
-            yield
+        here = torch.accelerator.current_accelerator(check_available=True)
+        restart_random_numbers(here or torch.device("cpu"), seed)
+        yield
     finally:
-        random.setstate(python)
-        np.random.set_state(numpy)
+        set_random_state(before)
+
+
+def random_state(devices: Iterable[torch.device]) -> dict[str, Any]:
+    """Return the states of the global generators: Python's, numpy's, torch's on CPU and devices."""
+    return {
+        "python": random.getstate(),
+        "numpy": np.random.get_state(),
+        "cpu": torch.get_rng_state(),
+        "cuda": {d: torch.cuda.get_rng_state(d) for d in devices if d.type == "cuda"},
+    }
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    """Give the global generators the states of :func:`random_state`."""
+    random.setstate(state["python"])
+    np.random.set_state(state["numpy"])
+    torch.set_rng_state(state["cpu"])
+    for device, value in state["cuda"].items():
+        torch.cuda.set_rng_state(value, device)
 
 
 def restart_random_numbers(device: torch.device, seed: int) -> None:
@@ -138,12 +152,8 @@ def restart_random_numbers(device: torch.device, seed: int) -> None:
     torch.default_generator.manual_seed(int(seed))
     if device.type != "cpu":
         torch.manual_seed(int(seed))
-    _seed_others(int(seed))
-
-
-def _seed_others(seed: int) -> None:
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
+    random.seed(int(seed))
+    np.random.seed(int(seed) % 2**32)
 
 
 def _check_seed(seed: Any) -> None:

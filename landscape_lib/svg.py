@@ -93,12 +93,7 @@ def text_of(figure: Figure) -> str:
 
 
 def address(kind: str, content: str) -> str:
-    """Return a text as an address in a page; unlike base64 it takes little more room than the text.
-
-    Args:
-        kind: of content, as in "text/csv".
-        content: the text.
-    """
+    """Return a text of a kind, such as "text/csv", as an address in a page, not much longer."""
     return f"data:{kind};charset=utf-8,{quote(content, safe=_PLAIN)}"
 
 

@@ -57,8 +57,7 @@ def weights_of(model: nn.Module) -> Weights:
         TypeError: ``model`` is not a module.
         ValueError: ``model`` has no parameters.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+    check_model(model)
     weights = {name: p.detach().clone() for name, p in model.named_parameters()}
     if not weights:
         raise ValueError(f"model: {type(model).__name__} has no parameters")
@@ -76,8 +75,7 @@ def load_weights(model: nn.Module, weights: Weights) -> None:
         TypeError: ``model`` is not a module, ``weights`` not a dict of tensors.
         ValueError: names or shapes differ.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+    check_model(model)
     parameters = dict(model.named_parameters())
     check_like(weights, parameters, "weights", "the model's parameters")
     with torch.no_grad():
@@ -85,17 +83,16 @@ def load_weights(model: nn.Module, weights: Weights) -> None:
             parameter.copy_(weights[name])
 
 
+def check_model(model: nn.Module) -> None:
+    """Raise a ``TypeError`` unless ``model`` is a module."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+
+
 def check_like(
     weights: Weights, reference: Mapping[str, Tensor], name: str, reference_name: str
 ) -> None:
-    """Raise a ``ValueError`` that names the difference unless names and shapes agree.
-
-    Args:
-        weights: the weight vector to check.
-        reference: the weight vector that says what is expected.
-        name: what to call ``weights`` in the message.
-        reference_name: what to call ``reference`` in the message.
-    """
+    """Raise an error, in which both have a name, unless names and shapes of tensors agree."""
     if not isinstance(weights, dict) or not all(isinstance(t, Tensor) for t in weights.values()):
         raise TypeError(
             f"{name}: expected a dict of tensors as from weights_of(model), "

@@ -190,13 +190,11 @@ class Hessian:
     def _multiply(self, columns: Tensor) -> Tensor:
         self.products += columns.shape[1]
         self._data.vectors = columns.shape[1]
-        accelerators = [self.device] if self.device.type == "cuda" else []
         with (
-            torch.random.fork_rng(accelerators),
+            runtime.isolated_random_state(self.seed),
             torch.inference_mode(False),
             torch.autocast(self.device.type, enabled=False),
         ):
-            runtime.restart_random_numbers(self.device, self.seed)
             several = columns.shape[1] > 1
             if self._modes[0 if several else -1] == "forward over reverse":
                 return self._operator @ columns

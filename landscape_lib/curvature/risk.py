@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils._pytree import tree_map
 
 from landscape_lib.evaluation.batches import Batch, first_samples, move
-from landscape_lib.evaluation.losses import Measure, Seen, UnevenLoss
+from landscape_lib.evaluation.losses import Measure, Seen
 from landscape_lib.evaluation.measures import Measures
+from landscape_lib.evaluation.nested import cloned
 from landscape_lib.weights import weights_of
 
 
@@ -44,7 +44,7 @@ class Risk(nn.Module):
 
     def forward(self, batch: Share) -> Tensor:
         """Return the mean loss of a batch times its share."""
-        x, y = tree_map(_clone, (batch.x, batch.y))
+        x, y = cloned((batch.x, batch.y))
         return batch.share * self._loss[0](self.model(x), y).mean()
 
     def restore(self) -> None:
@@ -103,34 +103,33 @@ class Batches:
     def weigh(self, loss: Measure) -> float:
         """Find the shares of all batches, by what each sample weighs, and return the mean loss."""
         means: list[float] = []
-        weights: list[float] = []
-        even, known = True, True
-        for batch, _ in self:
-            seen = Seen(self.risk.model(tree_map(_clone, batch.x)), batch.y, batch.size)
-            if not means:
-                measures = Measures(loss, {}, seen)  # a loss that is none is named
-                known = not measures.is_even([batch.y for batch in self._batches])
-            means.append(float(loss(seen.output, seen.target).mean()))
-            if known:
-                try:
-                    each, same = measures.weights(seen)
-                    weights.append(float(each.sum()))
-                    even &= same
-                except UnevenLoss:
-                    known = False
-            if not known and len(self) > 1 and not measures.is_mean(seen):
-                raise ValueError(
-                    "loss: expected the mean over the samples of a batch, got another function "
-                    "(classes that weigh differently, targets left out, a sum?): let it take "
-                    "reduction='none', or give all samples in one batch"
-                )
-        if known and not even and sum(weights) > 0:
-            self._shares = [weight / sum(weights) for weight in weights]
+        alike: list[bool] = []
+
+        def seen() -> Iterator[Seen]:
+            for batch, _ in self:
+                yield Seen(self.risk.model(cloned(batch.x)), batch.y, batch.size)
+
+        def noted() -> Iterator[Seen]:
+            for one in seen():
+                means.append(float(loss(one.output, one.target).mean()))
+                alike.append(len(self) == 1 or measures.is_mean(one))
+                yield one
+
+        measures = Measures(loss, {}, next(seen()))  # a loss that is none is named
+        every = noted()
+        weights = measures.weigh(every, [batch.y for batch in self._batches])
+        for _ in every:  # those that it did not look at
+            pass
+        if not (measures.per_sample or all(alike)):
+            raise ValueError(
+                "loss: expected the mean over the samples of a batch, got another function "
+                "(classes that weigh differently, targets left out, a sum?): let it take "
+                "reduction='none', or give all samples in one batch"
+            )
+        total = sum(float(each.sum()) for each in weights or ())
+        if weights is not None and total > 0:
+            self._shares = [float(each.sum()) / total for each in weights]
         return sum(s * m for s, m in zip(self._shares, means, strict=True) if s > 0)
-
-
-def _clone(leaf: Any) -> Any:
-    return leaf.clone() if isinstance(leaf, Tensor) else leaf
 
 
 def dtype_of(model: nn.Module, dtype: torch.dtype | None) -> torch.dtype:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Unpack
 
@@ -11,9 +12,9 @@ import numpy as np
 import torch
 import xarray as xr
 from numpy.typing import NDArray
+from scipy.linalg import eigh_tridiagonal
 from torch import Tensor, nn
 
-from landscape_lib.curvature.lanczos import lanczos
 from landscape_lib.curvature.operator import Hessian, Settings
 from landscape_lib.evaluation.batches import check_count
 from landscape_lib.runtime import generator
@@ -125,9 +126,8 @@ def spectral_density(
     nodes, weights = np.full((2, probes, steps), np.nan)
     with operator.working("spectral density", probes * steps):
         for probe in range(probes):
-            found = lanczos(lambda v: operator @ v, _signs(operator, source), steps)
-            nodes[probe, : len(found.nodes)] = found.nodes
-            weights[probe, : len(found.nodes)] = found.weights
+            at, shares = lanczos(operator.__matmul__, _signs(operator, source), steps)
+            nodes[probe, : len(at)], weights[probe, : len(at)] = at, shares
     weights = np.nan_to_num(weights)
     low, high = np.nanmin(nodes), np.nanmax(nodes)
     if sigma is None:
@@ -153,6 +153,45 @@ def spectral_density(
         "seconds": round(time.perf_counter() - started, 3),
     }
     return xr.Dataset(variables, {"eigenvalue": eigenvalues}, attrs)
+
+
+def lanczos(
+    multiply: Callable[[Tensor], Tensor], start: Tensor, steps: int
+) -> tuple[FloatArray, FloatArray]:
+    """Run Lanczos with full reorthogonalisation (Golub and Welsch, 1969; Golub and Meurant, 2010).
+
+    curvlinops has it without, which meets large eigenvalues again and again and does not end where
+    nothing is left: nodes and weights of that are no quadrature.
+
+    Args:
+        multiply: a symmetric operator A, from shape (n,) to shape (n,).
+        start: v, shape (n,), not zero.
+        steps: m, at most n. It ends earlier where the vectors found so far hold everything that the
+            operator makes of ``start``: the quadrature is then exact.
+
+    Returns:
+        Nodes θ, shape (m,), ascending, and weights w, at least 0 and of sum 1, with
+        ``Σ w θ^p = vᵀA^p v / vᵀv`` for p up to ``2 m - 1``.
+    """
+    basis = start.new_empty(steps, len(start))
+    basis[0] = start / start.norm()
+    diagonal: list[float] = []
+    beside: list[float] = []
+    while True:
+        known = basis[: len(diagonal) + 1]
+        vector = multiply(known[-1])
+        size = float(vector.norm())
+        diagonal.append(float(known[-1] @ vector))
+        for _ in range(2):  # once leaves what rounding of the first pass has left
+            vector = vector - known.T @ (known @ vector)
+        rest = float(vector.norm())
+        scale = max(size, *map(abs, diagonal), *beside)
+        if len(diagonal) == steps or rest <= 10 * torch.finfo(start.dtype).eps * scale:
+            break
+        beside.append(rest)
+        basis[len(diagonal)] = vector / rest
+    nodes, vectors = eigh_tridiagonal(np.array(diagonal), np.array(beside))
+    return nodes, vectors[0] ** 2
 
 
 def share(spectrum: xr.Dataset, low: float, high: float) -> Share:

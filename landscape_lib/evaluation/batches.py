@@ -67,7 +67,9 @@ def read_batches(
     """Return the batches of the data, or of a random subset, and the number of all samples."""
     if is_whole(data):
         total = _common_length(data.x, data.y)
-        return _split(data.x, data.y, total, samples, batch_size, seed), total
+        if samples is None:
+            return split(Batch(data.x, data.y, total), batch_size), total
+        return _chosen(data, _order(total, samples, seed).sort().values, batch_size), total
     if isinstance(data, Tensor) or not isinstance(data, Iterable):
         raise TypeError(
             f"data: expected something with x and y, or an iterable of (x, y) batches, "
@@ -100,18 +102,12 @@ def read_stages(
     if not is_whole(data):
         raise ValueError("tolerance: needs data with x and y, not an iterable of batches")
     total = _common_length(data.x, data.y)
-    if samples is not None:
-        check_count("samples", samples, most=total)
-    order = torch.randperm(total, generator=generator(seed), device="cpu")[:samples]
+    order = _order(total, samples, seed)
     ends = [min(FIRST_STAGE, len(order))]
     while ends[-1] < len(order):
         ends.append(min(2 * ends[-1], len(order)))
-    stages = []
-    for start, end in zip([0, *ends], ends, strict=False):
-        chosen = order[start:end]
-        x, y = (_chosen(side, chosen) for side in (data.x, data.y))
-        stages.append(_split(x, y, end - start, None, batch_size, seed))
-    return stages, total
+    parts = (order[start:end] for start, end in zip([0, *ends], ends, strict=False))
+    return [_chosen(data, part, batch_size) for part in parts], total
 
 
 def check_count(name: str, value: Any, most: int | None = None) -> None:
@@ -142,9 +138,7 @@ def move(
             wide = torch.promote_types(tensor.dtype, torch.promote_types(dtype, torch.float32))
         return tensor.to(device, wide)
 
-    x, y = map_tensors(move_input, batch.x), map_tensors(move_target, batch.y)
-    weights = None if batch.weights is None else batch.weights.to(device)
-    return replace(batch, x=x, y=y, weights=weights)
+    return replace(batch, x=map_tensors(move_input, batch.x), y=map_tensors(move_target, batch.y))
 
 
 def split(batch: Batch, size: int) -> list[Batch]:
@@ -152,8 +146,8 @@ def split(batch: Batch, size: int) -> list[Batch]:
 
     def part(start: int) -> Batch:
         cut = lambda t: t[start : start + size] if is_batch(t) else t  # noqa: E731
-        x, y, w = (map_tensors(cut, side) for side in (batch.x, batch.y, batch.weights))
-        return Batch(x, y, min(size, batch.size - start), w)
+        x, y = (map_tensors(cut, side) for side in (batch.x, batch.y))
+        return Batch(x, y, min(size, batch.size - start))
 
     return [part(start) for start in range(0, batch.size, size)]
 
@@ -234,21 +228,17 @@ def reads_channels_last(model: nn.Module, x: Any, expected: Any = None) -> bool:
     return expected is None or same_values(expected, output)
 
 
-def _split(
-    x: Any, y: Any, total: int, samples: int | None, batch_size: int, seed: int
-) -> list[Batch]:
+def _order(total: int, samples: int | None, seed: int) -> Tensor:
     if samples is not None:
         check_count("samples", samples, total)
-        order = torch.randperm(total, generator=generator(seed), device="cpu")
-        chosen = order[:samples].sort().values
-        x, y = _chosen(x, chosen), _chosen(y, chosen)
-        total = samples
-    return split(Batch(x, y, total), batch_size)
+    return torch.randperm(total, generator=generator(seed), device="cpu")[:samples]
 
 
-def _chosen(side: Any, samples: Tensor) -> Any:
-    """Return some samples of nested data; what holds no samples stays as it is."""
-    return map_tensors(lambda t: t[samples.to(t.device)] if is_batch(t) else t, side)
+def _chosen(data: Any, samples: Tensor, size: int) -> list[Batch]:
+    """Return some samples in batches; what holds no samples stays as it is."""
+    pick = lambda t: t[samples.to(t.device)] if is_batch(t) else t  # noqa: E731
+    x, y = (map_tensors(pick, side) for side in (data.x, data.y))
+    return split(Batch(x, y, len(samples)), size)
 
 
 def _common_length(x: Any, y: Any) -> int:

@@ -71,13 +71,9 @@ def statistics_along(basis: Sequence[Weights], coefficients: Tensor) -> Weights:
 
 def clamped(basis: Sequence[Weights], coefficients: Tensor) -> Tensor:
     """Say at which points a variance had to be clamped, shape (k,) of bool."""
-    found = torch.zeros(len(coefficients), dtype=torch.bool)
-    for name in basis[0]:
-        if name.endswith("running_var"):
-            stacked = torch.stack([vector[name] for vector in basis])
-            variances = torch.tensordot(coefficients.to(stacked), stacked, dims=1)
-            found |= (variances < SMALLEST_VARIANCE).flatten(1).any(dim=1).cpu()
-    return found
+    along = statistics_along(basis, coefficients)
+    variances = [t.flatten(1) for name, t in along.items() if name.endswith("running_var")]
+    return (torch.cat(variances, dim=1) <= SMALLEST_VARIANCE).any(dim=1).cpu()
 
 
 def check_policy(model: nn.Module, policy: str) -> None:
@@ -213,10 +209,6 @@ def mean_zero(model: nn.Module, initialization: str = "paper", seed: int = 0) ->
     Raises:
         ValueError: unknown ``initialization``, or no such layers.
     """
-    if initialization not in OFFSETS:
-        raise ValueError(
-            f"initialization: expected one of {tuple(OFFSETS)}, got {initialization!r}"
-        )
     changed = copy.deepcopy(model)
     found = [n for n, m in changed.named_modules() if isinstance(m, _BatchNorm) and m.affine and n]
     if not found:

@@ -113,7 +113,7 @@ def evaluate(
             ``"vmap"`` draws others than ``"loop"``). Batch norm follows ``batchnorm`` all the same.
         store: path of a file to which finished points are written; resumes from it if it exists.
             A process that is killed loses only what it was computing. ``xarray.open_dataset`` shows
-            at any time what is known of the surface; see ``surface_store``.
+            at any time what is known of the surface; see ``evaluation.store``.
         executor: run chunks of points on its workers; see ``distribute``. Threads of one process
             take turns: random numbers are shared.
         progress: show a progress bar if it takes longer than two seconds.
@@ -145,14 +145,12 @@ def evaluate(
         samples,
         tolerance,
         population,
-        points,
         reference,
         batch_size,
         chunk_size,
         training,
         store,
         executor,
-        progress,
         seed,
         shortcuts,
     )

@@ -85,11 +85,6 @@ def sample_weights(seen: Seen, each: Measure, mean: Measure) -> tuple[Tensor, bo
     sample may have no loss, or one that is not finite, and then nothing is learnt. Two draws have
     to agree, and the model's own outputs, as far as they are finite.
 
-    Args:
-        seen: outputs of the model.
-        each: the loss with one value per sample.
-        mean: the loss as it was given.
-
     Raises:
         UnevenLoss: that is not what the loss does.
     """

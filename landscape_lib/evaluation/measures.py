@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -18,9 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from landscape_lib.evaluation.batches import Group
 from landscape_lib.evaluation.losses import (
     Measure,
     Seen,
+    UnevenLoss,
     close,
     ignored_target,
     loss_in,
@@ -62,20 +64,18 @@ class _One:
     weighed: bool = False
     left_out: int | None = None
 
-    def values_and_weights(
-        self, output: Any, target: Any, size: int, weights: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
+    def values_and_weights(self, output: Any, group: Group) -> tuple[Tensor, Tensor]:
         """Return float64 values and weights of the samples; a mean of a batch in every place."""
-        value = float64(self.function(output, target))
+        value = float64(self.function(output, group.y))
         if not self.per_sample:
-            return value.expand(size), torch.ones_like(value).expand(size)
-        value = value.reshape(size, -1)
+            return value.expand(group.size), torch.ones_like(value).expand(group.size)
+        value = value.reshape(group.size, -1)
         if self.left_out is not None:
-            counts = (target != self.left_out).reshape(size, -1)
+            counts = (group.y != self.left_out).reshape(group.size, -1)
             # Of the mean over what counts in a sample, so that a sample is what is drawn.
             return torch.where(counts, value, 0.0).sum(1), counts.to(value.dtype).sum(1)
-        if self.weighed and weights is not None:
-            return value.sum(1), weights
+        if self.weighed and group.weights is not None:
+            return value.sum(1), group.weights
         return value.mean(dim=1), torch.ones_like(value[:, 0])
 
 
@@ -100,8 +100,8 @@ class Measures:
     def __init__(self, loss: Measure, metrics: Mapping[str, Measure] | None, seen: Seen) -> None:
         for tensor in tensors_in(seen.output)[:1]:
             loss = loss_in(loss, tensor.dtype) if tensor.is_floating_point() else loss
-        self._loss, self._mean = _choose_loss(loss, seen), loss
-        self._ones: dict[str, _One] = {"loss": self._loss}
+        self._mean = loss
+        self._ones = {"loss": _choose_loss(loss, seen)}
         if metrics is None:
             left_out = ignored_target(loss)
             if _is_classification(seen, left_out):
@@ -118,8 +118,7 @@ class Measures:
                 raise ValueError(
                     f"metrics: expected a name of printable characters without '/', got {name!r}"
                 )
-            value = _try(metric, f"metrics[{name!r}]", seen)
-            self._ones[name] = _One(metric, _is_per_sample(value, seen, f"metrics[{name!r}]"))
+            self._ones[name] = _tried(metric, f"metrics[{name!r}]", seen)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -130,10 +129,6 @@ class Measures:
     def per_sample(self) -> bool:
         """Whether every measure gives one value per sample."""
         return all(one.per_sample for one in self._ones.values())
-
-    def is_even(self, targets: Any) -> bool:
-        """Say whether all samples are known, without trying, to weigh the same in the loss."""
-        return not self._loss.per_sample or weighs_evenly(self._mean, targets)
 
     def keep_apart(self, seen: Seen) -> bool:
         """Take those that see the batch for means of batches; say if outputs may be joined."""
@@ -149,7 +144,6 @@ class Measures:
             if not close(torch.cat(parts), _values(one, seen)):
                 function = self._mean if name == "loss" else partial(_mean_of, one.function)
                 self._ones[name] = replace(one, function=function, per_sample=False)
-        self._loss = self._ones["loss"]
         return self.per_sample
 
     def is_mean(self, seen: Seen) -> bool:
@@ -167,46 +161,48 @@ class Measures:
         whole = float64(self._mean(seen.output, seen.target)).mean()
         return close(torch.stack(parts).sum() / seen.size, whole)
 
-    def weights(self, seen: Seen) -> tuple[Tensor, bool]:
-        """Return :func:`losses.sample_weights` of the loss."""
-        return sample_weights(seen, self._loss.function, self._mean)
+    def weigh(self, batches: Iterable[Seen], targets: Any) -> list[Tensor] | None:
+        """Return what samples weigh in the loss, batch by batch; ``None`` where all weigh the same.
 
-    def weigh(self) -> None:
-        """Expect weights of samples from now on, for the loss."""
-        self._loss = self._ones["loss"] = replace(self._loss, weighed=True)
+        From then on these weights are expected. A loss that hides them is from then on measured by
+        its own mean of each batch, without standard errors.
 
-    def only_means(self) -> None:
-        """Measure the loss by its own mean of each batch, without standard errors."""
-        self._loss = self._ones["loss"] = _One(self._mean, False)
+        Args:
+            batches: seen one by one, and only if ``targets`` do not tell.
+            targets: of all batches.
+        """
+        loss = self._ones["loss"]
+        if not loss.per_sample or weighs_evenly(self._mean, targets):
+            return None
+        try:
+            found = [sample_weights(seen, loss.function, self._mean) for seen in batches]
+        except UnevenLoss:
+            self._ones["loss"] = _One(self._mean, False)
+            return None
+        if all(even for _, even in found):
+            return None
+        self._ones["loss"] = replace(loss, weighed=True)
+        return [weights for weights, _ in found]
 
-    def values(
-        self, output: Any, target: Any, size: int, weights: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Return float64 values and weights of one batch, shape (measures, size) each."""
-        pairs = [o.values_and_weights(output, target, size, weights) for o in self._ones.values()]
-        values, weighed = zip(*pairs, strict=True)
-        return torch.stack(values), torch.stack(weighed)
+    def values(self, output: Any, group: Group) -> tuple[Tensor, Tensor]:
+        """Return float64 values and weights of one group, shape (measures, size) each."""
+        pairs = [one.values_and_weights(output, group) for one in self._ones.values()]
+        values, weights = zip(*pairs, strict=True)
+        return torch.stack(values), torch.stack(weights)
 
-    def sums(
-        self,
-        output: Any,
-        target: Any,
-        size: int,
-        weights: Tensor | None = None,
-        reference: Tensor | None = None,
-    ) -> Tensor:
-        """Return float64 sums over one batch, shape (measures, 5), see ``SUMS``.
+    def sums(self, output: Any, group: Group) -> Tensor:
+        """Return float64 sums over one group, shape (measures, 5), see ``SUMS``.
 
         Pure tensor operations, so that it also works inside ``torch.vmap``. The sum of squares is
-        NaN for a measure that gives only means. With ``reference``, the values of the same samples
-        at another point, as many rows again follow for the differences from it.
+        NaN for a measure that gives only means. If the group has a reference, as many rows again
+        follow for the differences from it.
         """
-        values, w = self.values(output, target, size, weights)
+        values, w = self.values(output, group)
         known = values.new_tensor([0.0 if o.per_sample else math.nan for o in self._ones.values()])
         rows = [five_sums(values, w, known)]
-        if reference is not None:
+        if group.reference is not None:
             # Subtracted sample by sample: what all points have in common cancels.
-            rows.append(five_sums(values - reference, w, known))
+            rows.append(five_sums(values - group.reference, w, known))
         return torch.cat(rows)
 
 
@@ -222,7 +218,7 @@ def _is_classification(seen: Seen, left_out: int) -> bool:
     return fits and classes > 1 and bool(known.all())
 
 
-def _try(function: Measure, name: str, seen: Seen) -> Tensor:
+def _tried(function: Measure, name: str, seen: Seen) -> _One:
     if inspect.isclass(function):
         raise TypeError(
             f"{name}: expected a callable (output, target), got the class {function.__name__}: "
@@ -239,18 +235,12 @@ def _try(function: Measure, name: str, seen: Seen) -> Tensor:
         raise
     if not isinstance(value, Tensor):
         raise TypeError(f"{name}: expected it to return a tensor, got {type(value).__name__}")
-    return value
-
-
-def _is_per_sample(value: Tensor, seen: Seen, name: str) -> bool:
-    if value.dim() == 0:
-        return False
-    if value.shape[0] == seen.size:
-        return True
-    raise ValueError(
-        f"{name}: expected a scalar or one value per sample, shape ({seen.size},), "
-        f"got shape {tuple(value.shape)}"
-    )
+    if value.dim() > 0 and value.shape[0] != seen.size:
+        raise ValueError(
+            f"{name}: expected a scalar or one value per sample, shape ({seen.size},), "
+            f"got shape {tuple(value.shape)}"
+        )
+    return _One(function, per_sample=value.dim() > 0)
 
 
 def _choose_loss(loss: Measure, seen: Seen) -> _One:
@@ -258,15 +248,13 @@ def _choose_loss(loss: Measure, seen: Seen) -> _One:
     keywords = getattr(loss, "keywords", {})
     if keywords.get("reduction", getattr(loss, "reduction", None)) == "sum":
         raise ValueError("loss: expected one that gives the mean, got reduction='sum'")
-    mean = _try(loss, "loss", seen)
-    if mean.dim() > 0:
-        return _One(loss, _is_per_sample(mean, seen, "loss"))
-    each = unreduced(loss)
+    found = _tried(loss, "loss", seen)
+    each = None if found.per_sample else unreduced(loss)
     if each is None:
-        return _One(loss, False)
+        return found
     values = each(seen.output, seen.target)
     fits = values.dim() > 0 and values.shape[0] == seen.size
-    return _One(each, True) if fits else _One(loss, False)
+    return _One(each, True) if fits else found
 
 
 def _mean_of(function: Measure, output: Any, target: Any) -> Tensor:

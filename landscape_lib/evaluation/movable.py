@@ -151,7 +151,7 @@ class Movable:
         # Made anew in every process: a traced model does not travel well.
         if self._ready is None:
             found = first_layer.cut(self.module) if self.cut else None
-            ready = found.rest if found else self.module
+            ready = found[1] if found else self.module
             self._ready = fusing.fused(ready) if self._fuse else None
             self._ready = self._ready or ready
         return self._ready

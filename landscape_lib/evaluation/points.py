@@ -133,12 +133,8 @@ class Points:
         """Return the groups with what is measured on them at some weights."""
         with torch.no_grad():
             self._move_to([self.model.stored(weights)], [1.0])
-            found = []
-            for g in groups:
-                output = self._output(g.passes)
-                values = measures.values(output, g.y, g.size, g.weights)[0]
-                found.append(replace(g, reference=values))
-            return found
+            outputs = ((g, self._output(g.passes)) for g in groups)
+            return [replace(g, reference=measures.values(output, g)[0]) for g, output in outputs]
 
     @torch.no_grad()
     def shorten(self, stages: list[list[Group]]) -> list[list[Group]]:
@@ -147,7 +143,7 @@ class Points:
             return stages
         passes = [x for stage in stages for group in stage for x in group.passes]
         basis = [dict(zip(self.model.names, vector, strict=True)) for vector in self._basis]
-        found = first_layer.outputs(self.model.ready, passes, basis, len(self.slice))
+        found = first_layer.outputs(self.model.module, passes, basis, len(self.slice))
         if found is not None:
             self.model.leave_out_first_layer()
         left = iter(found or passes)
@@ -197,7 +193,7 @@ class Points:
         parts = []
         for g in groups:
             output = self._output(self._input(x, coefficients) for x in g.passes)
-            parts.append(measures.sums(output, g.y, g.size, g.weights, g.reference))
+            parts.append(measures.sums(output, g))
         return torch.stack(parts).sum(0)
 
     def _by_vmap(self, indices: Indices, groups: list[Group], measures: Measures) -> Tensor:
@@ -221,9 +217,7 @@ class Points:
             inputs = (self._input(x, coefficients if cut else None) for x in group.passes)
             run = self.model.run
             outputs = [run(call_with, ready, weights, x) for x in inputs]
-            return measures.sums(
-                _joined(outputs), group.y, group.size, group.weights, group.reference
-            )
+            return measures.sums(_joined(outputs), group)
 
         at_points = vmap(at_point, in_dims=(0, 0, None), randomness="same")
         coefficients = self._coefficients(indices)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from dataclasses import replace
 from typing import Any
@@ -24,7 +25,7 @@ from landscape_lib.evaluation.batches import (
 )
 from landscape_lib.evaluation.batchnorm import clamped
 from landscape_lib.evaluation.given import check_classes
-from landscape_lib.evaluation.losses import Seen, UnevenLoss
+from landscape_lib.evaluation.losses import Seen
 from landscape_lib.evaluation.measures import Measures
 from landscape_lib.evaluation.points import Points
 from landscape_lib.evaluation.settings import Settings, check_population
@@ -36,7 +37,8 @@ from landscape_lib.slices import Slice
 # Samples on which model, loss and metrics are tried before any work.
 TRIED = 32
 
-Stages = list[list[Batch]]
+Batches = list[Batch]
+Stages = list[Batches]
 
 
 def prepare(
@@ -70,11 +72,11 @@ def prepare(
         groups = [at.with_reference(stage, measures, asked.reference) for stage in groups]
         names += tuple(f"{name}_difference" for name in measures.names)
     task = Task(at, measures, at.shorten(groups), names, method, asked.tolerance, population)
-    fingerprint = _fingerprint(model, at, stages, calibration, size, method, population, asked)
-    return task, fingerprint, _attributes(at, data, method, population, fingerprint, asked)
+    fingerprint = _fingerprint(model, task, stages, calibration, size, asked)
+    return task, fingerprint, _attributes(task, data, fingerprint, asked)
 
 
-def _calibration(data: Any, stages: Stages, total: int, size: int, asked: Settings) -> list[Batch]:
+def _calibration(data: Any, stages: Stages, total: int, size: int, asked: Settings) -> Batches:
     if asked.batchnorm != "reestimated":
         return []
     if is_whole(data):
@@ -83,7 +85,7 @@ def _calibration(data: Any, stages: Stages, total: int, size: int, asked: Settin
 
 
 def _points(
-    model: nn.Module, slice: Slice, stages: Stages, calibration: list[Batch], asked: Settings
+    model: nn.Module, slice: Slice, stages: Stages, calibration: Batches, asked: Settings
 ) -> Points:
     example = first_samples(stages[0][0].x)
     try:
@@ -124,7 +126,7 @@ def _method(
     at: Points,
     first: Batch,
     measures: Measures,
-    stage: list[Batch],
+    stage: Batches,
     free: bool,
     asked: Settings,
 ) -> str:
@@ -145,40 +147,19 @@ def _method(
 
 def _weighed(at: Points, measures: Measures, stages: Stages) -> Stages:
     """Return the batches with what each sample weighs in the loss, if they weigh differently."""
-    if measures.is_even([batch.y for stage in stages for batch in stage]):
+    batches = list(itertools.chain(*stages))
+    seen = (Seen(at.output_of_model(b.x), b.y, b.size) for b in batches)
+    found = measures.weigh(seen, [b.y for b in batches])
+    if found is None:
         return stages
-    found: list[list[torch.Tensor]] = []
-    uneven = False
-    try:
-        for stage in stages:
-            found.append([])
-            for b in stage:
-                weights, even = measures.weights(Seen(at.output_of_model(b.x), b.y, b.size))
-                found[-1].append(weights)
-                uneven |= not even
-    except UnevenLoss:
-        measures.only_means()
-        return stages
-    if not uneven:
-        return stages
-    measures.weigh()
-    return [
-        [replace(batch, weights=w) for batch, w in zip(stage, row, strict=True)]
-        for stage, row in zip(stages, found, strict=True)
-    ]
+    left = iter(found)
+    return [[replace(batch, weights=next(left)) for batch in stage] for stage in stages]
 
 
 def _fingerprint(
-    model: nn.Module,
-    at: Points,
-    stages: Stages,
-    calibration: list[Batch],
-    size: int,
-    method: str,
-    population: float,
-    asked: Settings,
+    model: nn.Module, task: Task, stages: Stages, calibration: Batches, size: int, asked: Settings
 ) -> Fingerprint:
-    net, slice = at.model, at.slice
+    net, slice = task.points.model, task.points.slice
     along = [dict(vector) for vector in asked.statistics or ()]
     return {
         "model": digest_without_weights(model),
@@ -188,12 +169,12 @@ def _fingerprint(
         "metrics": digest(asked.metrics),
         "batchnorm": digest([asked.batchnorm, along, [batch.x for batch in calibration]]),
         "dtype": f"{asked.dtype} by autocast" if net.autocasts else str(asked.dtype),
-        "float32_products": _products(at),
-        "method": method,
+        "float32_products": _products(task.points),
+        "method": task.method,
         "training": str(asked.training),
         "seed": str(asked.seed),
         "batch_size": str(size),
-        "tolerance": str((asked.tolerance, population) if asked.tolerance else None),
+        "tolerance": str((asked.tolerance, task.population) if asked.tolerance else None),
         "reference": digest(asked.reference),
         "shortcuts": str(asked.shortcuts),
     }
@@ -204,23 +185,16 @@ def _products(at: Points) -> str:
     return "" if precise else precision.float32_products(at.model.device)
 
 
-def _attributes(
-    at: Points,
-    data: Any,
-    method: str,
-    population: float,
-    fingerprint: Fingerprint,
-    asked: Settings,
-) -> dict[str, Any]:
-    net, slice, products = at.model, at.slice, _products(at)
+def _attributes(task: Task, data: Any, fingerprint: Fingerprint, asked: Settings) -> dict[str, Any]:
+    net, slice, products = task.points.model, task.points.slice, _products(task.points)
     named = str(asked.dtype or net.dtype).removeprefix("torch.")
     source = getattr(data, "source", None)
     attributes: dict[str, Any] = {
         "fingerprint": to_json(fingerprint),
         "batchnorm": str(asked.batchnorm),  # numpy's strings are no netCDF attributes
         "dtype": named + (" by autocast" if net.autocasts else ""),
-        "method": method,
-        "population": population,
+        "method": task.method,
+        "population": task.population,
         "data": source if isinstance(source, str) else type(data).__name__,
         "device": runtime.device_name(net.device),
         "versions": json.dumps({"torch": str(torch.__version__), "xarray": xr.__version__}),

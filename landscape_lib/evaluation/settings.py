@@ -39,14 +39,12 @@ class Settings:
     samples: int | None
     tolerance: float | None
     population: float | None
-    points: ArrayLike | None
     reference: Weights | None
     batch_size: int | None
     chunk_size: int | None
     training: bool
     store: str | os.PathLike[str] | None
     executor: Executor | None
-    progress: bool
     seed: int
     shortcuts: bool
 

@@ -3,10 +3,9 @@
 The store is one netCDF file, rewritten whole every two seconds at most and put in place by an
 atomic rename. A surface is small (251 x 251 points with five variables are 2.5 MB), so that costs
 milliseconds; in return the file can be opened at every instant, and shows the surface as far as it
-is known, and there is no lock to hang on. What
-was written since is in a journal beside it, ``NAME.journal``, which every save makes empty: when a
-run has ended there is the one file. A chunked format such as Zarr would pay only for surfaces too
-large to rewrite.
+is known, and there is no lock to hang on. What was written since is in a journal beside it,
+``NAME.journal``, which every save makes empty: when a run has ended there is the one file. A
+chunked format such as Zarr would pay only for surfaces too large to rewrite.
 """
 
 from __future__ import annotations
@@ -93,11 +92,6 @@ class SurfaceStore:
                 self.save()
         finally:
             self._journal.close()
-
-    @property
-    def pending(self) -> NDArray[np.int64]:
-        """Indices of the points that are still to be computed, ascending."""
-        return np.flatnonzero(~self.done)
 
     def write(self, indices: NDArray[np.int64], values: NDArray[np.float64]) -> None:
         """Keep values (k, variables) of some points: from now on they outlive the process."""

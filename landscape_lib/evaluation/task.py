@@ -78,19 +78,17 @@ class Task:
         """Return sums and samples at some points, shape (k, names * SUMS + 1)."""
         try:
             return self._run(indices)
-        except torch.OutOfMemoryError as error:
-            place = self.points.describe(indices)
-            advice = "give a smaller batch_size, or chunk_size"
-            error.add_note(f"landscape_lib.evaluate: at {place}: {advice}")
-            raise
         except Exception as error:
-            failing = self._first_failing(indices, error)
-            error.add_note(f"landscape_lib.evaluate: at {self.points.describe(failing)}")
+            place = self.points.describe(self._first_failing(indices, error))
+            if isinstance(error, torch.OutOfMemoryError):
+                place += ": give a smaller batch_size, or chunk_size"
+            error.add_note(f"landscape_lib.evaluate: at {place}")
             raise
 
     def _first_failing(self, indices: Indices, error: Exception) -> Indices:
         """Return the first point that fails alone, or all if none does."""
-        if isinstance(error, torch.AcceleratorError):  # all that comes after it fails as well
+        # After an error of an accelerator all that comes fails as well.
+        if isinstance(error, (torch.OutOfMemoryError, torch.AcceleratorError)):
             return indices
         for index in indices[:, None] if len(indices) > 1 else ():
             try:

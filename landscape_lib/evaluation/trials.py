@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import random
 from collections.abc import Callable
 from types import CellType, FunctionType
 from typing import Any, NamedTuple
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 
 from landscape_lib.evaluation import precision
 from landscape_lib.evaluation.nested import cloned, leaves, tensors_in
-from landscape_lib.runtime import isolated_random_state
+from landscape_lib.runtime import isolated_random_state, random_state
 
 # What a module has beside its own attributes: compared elsewhere, or torch's own business.
 _NOT_STATE = ("_parameters", "_modules", "training")
@@ -78,12 +77,13 @@ def habits(forward: Callable[[nn.Module, Any], Any], model: nn.Module, x: Any) -
     """Learn a model's habits from one pass of a copy over a few samples, which stay as they are."""
     x, tried = cloned(x), private_copy(model)
     given, unchanged = tensors_in(x), cloned(tensors_in(x))
-    versions, before = [t._version for t in given], _random_states(given)
+    devices = {t.device for t in given}
+    versions, before = [t._version for t in given], random_state(devices)
     with torch.no_grad():
         forward(tried, x)
     overwrites = versions != [t._version for t in given]
     overwrites |= not _same(given, unchanged, set())  # through .data, or numpy
-    draws = not _same(before, _random_states(given), set())
+    draws = not _same(before, random_state(devices), set())
     pairs = zip(model.modules(), tried.modules(), strict=True)
     remembers = not all(_same(_state(one), _state(other), set()) for one, other in pairs)
     return Habits(overwrites, draws, remembers)
@@ -120,13 +120,6 @@ def _same(one: Any, other: Any, seen: set[tuple[int, int]]) -> bool:
     except Exception:
         return False
     return hasattr(one, "__dict__") and _same(vars(one), vars(other), seen)
-
-
-def _random_states(tensors: list[Tensor]) -> list[Any]:
-    """Return the states of all generators that a forward pass may draw from."""
-    devices = {t.device for t in tensors if t.device.type == "cuda"}
-    on_gpus = [torch.cuda.get_rng_state(device) for device in devices]
-    return [torch.get_rng_state(), *on_gpus, random.getstate(), np.random.get_state()]
 
 
 def same_output(first: nn.Module, second: nn.Module, x: Any) -> bool:

@@ -44,12 +44,9 @@ class Chunk:
 
 
 class MixedLayer(nn.Module):
-    """A linear layer or convolution with other weights for each sample.
+    """A linear layer or convolution with other weights for each sample, read from a chunk.
 
-    Args:
-        layer: the layer whose place it takes.
-        names: name in the layer -> name in the model, of its parameters.
-        chunk: where weights and coefficients are read.
+    ``names`` are those of its parameters: name in the layer -> name in the model.
     """
 
     def __init__(self, layer: nn.Module, names: dict[str, str], chunk: Chunk) -> None:
@@ -89,11 +86,6 @@ class MixedNorm(nn.Module):
     """Batch norm, a scale per channel, or both, with other weights for each cell.
 
     Batch norm uses the statistics of the samples of each cell.
-
-    Args:
-        layer: the batch-norm layer or :class:`MeanZeroScale` whose place it takes.
-        names: name in the layer -> name in the model, of its parameters.
-        chunk: where weights and coefficients are read.
     """
 
     def __init__(self, layer: nn.Module, names: dict[str, str], chunk: Chunk) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.ndimage import maximum_filter, minimum_filter
 
 from landscape_lib.data_files import open_picture
 from landscape_lib.evaluation.batches import check_count
@@ -218,11 +219,7 @@ def prune(pattern: ArrayLike) -> NDArray[np.int8]:
         pattern: of any number of dimensions; here it may be of one class.
     """
     cells = np.asarray(pattern).astype(bool)
-    around = np.lib.stride_tricks.sliding_window_view(
-        np.pad(cells, 1, mode="edge"), (3,) * cells.ndim
-    )
-    window = tuple(range(cells.ndim, 2 * cells.ndim))
-    uniform = around.all(axis=window) | ~around.any(axis=window)
+    uniform = minimum_filter(cells, 3, mode="nearest") == maximum_filter(cells, 3, mode="nearest")
     return np.where(uniform, 0, np.where(cells, 1, -1)).astype(np.int8)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from numbers import Real
 from typing import Any
@@ -90,44 +89,31 @@ def quality(
     missing = int(np.isnan(maps[variable][counted]).sum())
     if missing:
         raise ValueError(f"surface: expected {variable} at every cell, {missing} are NaN")
-    found = _compare(maps, low, counted, variable, threshold, tau)
-    if not pruned:
-        return found
-    return replace(found, trained=_compare(maps, low, trained, variable, threshold, tau))
 
+    def compare(counted: Pattern) -> Quality:
+        means = {
+            name: [_mean(values[counted & (low == kind)]) for kind in (True, False)]
+            for name, values in maps.items()
+        }
+        at = sum(means[variable]) / 2 if threshold is None else threshold
+        shown = maps[variable] > at if variable == "accuracy" else maps[variable] < at
+        low_loss, high_loss = means["loss"]
+        low_accuracy, high_accuracy = means.get("accuracy", (math.nan, math.nan))
+        return Quality(
+            low_loss=low_loss,
+            high_loss=high_loss,
+            low_accuracy=low_accuracy,
+            high_accuracy=high_accuracy,
+            gap=low_accuracy - high_accuracy,
+            loss_gap=high_loss - low_loss,
+            iou=_overlap(shown & counted, low & counted),
+            threshold=float(at),
+            loss_iou=_overlap((maps["loss"] < tau) & counted, low & counted),
+            cells=int(counted.sum()),
+        )
 
-def _compare(
-    maps: Mapping[str, FloatArray],
-    low: Pattern,
-    counted: Pattern,
-    variable: str,
-    threshold: float | None,
-    tau: float,
-) -> Quality:
-    """Compare maps with a pattern in those cells that count."""
-    means = {
-        (name, kind): _mean(values[counted & (low == kind)])
-        for name, values in maps.items()
-        for kind in (True, False)
-    }
-    if threshold is None:
-        threshold = (means[variable, True] + means[variable, False]) / 2
-    shown = maps[variable] > threshold if variable == "accuracy" else maps[variable] < threshold
-    low_accuracy, high_accuracy = (
-        means.get(("accuracy", kind), math.nan) for kind in (True, False)
-    )
-    return Quality(
-        low_loss=means["loss", True],
-        high_loss=means["loss", False],
-        low_accuracy=low_accuracy,
-        high_accuracy=high_accuracy,
-        gap=low_accuracy - high_accuracy,
-        loss_gap=means["loss", False] - means["loss", True],
-        iou=_overlap(shown & counted, low & counted),
-        threshold=float(threshold),
-        loss_iou=_overlap((maps["loss"] < tau) & counted, low & counted),
-        cells=int(counted.sum()),
-    )
+    found = compare(counted)
+    return replace(found, trained=compare(trained)) if pruned else found
 
 
 def _overlap(first: Pattern, second: Pattern) -> float:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from landscape_lib.closures import check_number
 from landscape_lib.evaluation.batches import check_count, read_batches
 from landscape_lib.evaluation.precision import check_dtype
 from landscape_lib.files import local_path
@@ -155,7 +156,7 @@ def check_inputs(
 def check_tau(value: Any) -> None:
     """Raise a ``ValueError`` unless ``value`` is above 0; infinity means that all losses count."""
     if not isinstance(value, Real) or value != math.inf:
-        _check_number("tau", value, above=0)
+        check_number("tau", value, above=0)
 
 
 def _check(settings: Settings) -> None:
@@ -174,13 +175,13 @@ def _check(settings: Settings) -> None:
         raise TypeError(
             f"prune: expected True, False or a whole number of 2 or more, got {settings.prune!r}"
         )
-    _check_number("lr", settings.lr, above=0)
-    _check_number("scale", settings.scale, above=0)
-    _check_number("high_weight", settings.high_weight, least=0)
+    check_number("lr", settings.lr, above=0)
+    check_number("scale", settings.scale, above=0)
+    check_number("high_weight", settings.high_weight, least=0)
     check_tau(settings.tau)
     for name in ("clip", "stop_gap"):
         if getattr(settings, name) is not None:
-            _check_number(name, getattr(settings, name), above=0)
+            check_number(name, getattr(settings, name), above=0)
     check_dtype(settings.dtype)
 
 
@@ -193,12 +194,3 @@ def _pair(cells: Any) -> tuple[int, int]:
             f"allowed), got {cells!r}"
         )
     return int(pair[0]), int(pair[1])
-
-
-def _check_number(
-    name: str, value: Any, *, above: float = -math.inf, least: float = -math.inf
-) -> None:
-    real = isinstance(value, Real) and not isinstance(value, bool)
-    if not real or not math.isfinite(value) or value <= above or value < least:
-        bound = f"above {above:g}" if above > -math.inf else f"of at least {least:g}"
-        raise ValueError(f"{name}: expected a finite number {bound}, got {value!r}")

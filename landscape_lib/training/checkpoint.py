@@ -20,6 +20,8 @@ from torch.utils._pytree import tree_map
 from landscape_lib import files
 from landscape_lib.evaluation.batches import Batch, is_whole
 from landscape_lib.evaluation.given import check_classes, naming
+from landscape_lib.evaluation.nested import map_tensors
+from landscape_lib.evaluation.precision import at_least_float32
 from landscape_lib.fingerprint import (
     Fingerprint,
     differences,
@@ -117,7 +119,8 @@ class Run:
                 if self.targets is not None:
                     check_classes(loss, output, self.targets)
                     self.targets = None
-                value = loss(tree_map(_as_float32, output), batch.y)
+                # In float32 for the loss, as autocast itself does.
+                value = loss(map_tensors(at_least_float32, output), batch.y)
             if not isinstance(value, Tensor) or value.dim() > 0:
                 given = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
                 raise TypeError(f"loss: expected it to return a scalar tensor, got {given}")
@@ -265,13 +268,10 @@ def _check_readable(name: str, state: Any) -> None:
 
 def _hooks(held: Any) -> list[Any]:
     """Return the functions that torch calls for a parameter or an optimiser, keys left out."""
-    found = [value for name, value in sorted(_attributes(held).items()) if "hooks" in name]
-    return [list(hooks.values()) for hooks in found if hooks]
-
-
-def _attributes(held: Any) -> dict[str, Any]:
-    names = ("_backward_hooks", "_post_accumulate_grad_hooks")
-    return {n: getattr(held, n) for n in names} if isinstance(held, Tensor) else vars(held)
+    names = ["_backward_hooks", "_post_accumulate_grad_hooks"]
+    if not isinstance(held, Tensor):
+        names = sorted(name for name in vars(held) if "hooks" in name)
+    return [list(hooks.values()) for name in names if (hooks := getattr(held, name))]
 
 
 def _own(optimizer: Optimizer) -> list[Any]:
@@ -289,9 +289,3 @@ def _described(schedule: Any) -> Any:
         return schedule
     held = {name: value for name, value in vars(schedule).items() if name != "optimizer"}
     return [type(schedule), {name: _described(value) for name, value in held.items()}]
-
-
-def _as_float32(leaf: Any) -> Any:
-    """Let the loss see outputs of 16 bits as float32, as autocast itself does."""
-    low = isinstance(leaf, Tensor) and leaf.dtype in (torch.bfloat16, torch.float16)
-    return leaf.float() if low else leaf

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from landscape_lib import runtime
 from landscape_lib.evaluation.batches import (
     Batch,
+    Group,
     channels_last_pays,
     check_count,
     move,
@@ -20,9 +22,10 @@ from landscape_lib.evaluation.batches import (
     reads_channels_last,
 )
 from landscape_lib.evaluation.given import naming
-from landscape_lib.evaluation.losses import Seen, UnevenLoss
+from landscape_lib.evaluation.losses import Seen
 from landscape_lib.evaluation.measures import Measures
 from landscape_lib.evaluation.sums import mean_and_error
+from landscape_lib.weights import check_model
 
 
 def score(
@@ -52,8 +55,12 @@ def score(
         last = pays_channels_last(model, move(batches[0], device, None).x)
         batches = [move(batch, device, None, last) for batch in batches]
         measures = Measures(loss, None, _seen(model, batches[0]))
-        weights = _weights(model, measures, batches)
-        sums = [measures.sums(*_seen(model, b), w) for b, w in zip(batches, weights, strict=True)]
+        seen = (_seen(model, batch) for batch in batches)
+        weights = measures.weigh(seen, [batch.y for batch in batches]) or itertools.repeat(None)
+        sums = [
+            measures.sums(_seen(model, b).output, Group((), b.y, b.size, w))
+            for b, w in zip(batches, weights, strict=False)
+        ]
     means, _ = mean_and_error(torch.stack(sums).sum(0).cpu().numpy(), 1, 1)
     return dict(zip(measures.names, means.tolist(), strict=True))
 
@@ -61,19 +68,6 @@ def score(
 def _seen(model: nn.Module, batch: Batch) -> Seen:
     with naming(batch.x, batch.y):
         return Seen(model(batch.x), batch.y, batch.size)
-
-
-def _weights(model: nn.Module, measures: Measures, batches: list[Batch]) -> list[Tensor | None]:
-    """Return what the samples of each batch weigh in the loss, ``None`` where all weigh 1."""
-    if measures.is_even([batch.y for batch in batches]):
-        return [None] * len(batches)
-    try:
-        found = [measures.weights(_seen(model, batch))[0] for batch in batches]
-    except UnevenLoss:
-        measures.only_means()
-        return [None] * len(batches)
-    measures.weigh()
-    return [*found]
 
 
 @contextlib.contextmanager
@@ -91,9 +85,3 @@ def pays_channels_last(model: nn.Module, x: Any) -> bool:
     """Say whether a model reads images best in channels-last order."""
     first = next(model.parameters())
     return channels_last_pays(first.device, first.dtype) and reads_channels_last(model, x)
-
-
-def check_model(model: nn.Module) -> None:
-    """Raise a ``TypeError`` unless ``model`` is a module."""
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,7 +42,7 @@ class Settings:
             raise ValueError(
                 f"schedule_every: expected 'step' or 'epoch', got {self.schedule_every!r}"
             )
-        check_number("weight_decay", self.weight_decay, least=0, most=math.inf)
+        check_number("weight_decay", self.weight_decay, least=0)
         if self.dtype not in (None, torch.bfloat16):
             raise ValueError(f"dtype: expected None or torch.bfloat16, got {self.dtype!r}")
 

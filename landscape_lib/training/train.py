@@ -23,10 +23,10 @@ from landscape_lib import files, runtime
 from landscape_lib.evaluation.batches import Batch, is_whole, move
 from landscape_lib.fingerprint import digest
 from landscape_lib.training.checkpoint import History, Run
-from landscape_lib.training.score import check_model, mode_given_back, pays_channels_last, score
+from landscape_lib.training.score import mode_given_back, pays_channels_last, score
 from landscape_lib.training.settings import Settings, check_optimizer, count_samples
 from landscape_lib.training.trajectory import Place
-from landscape_lib.weights import weights_of
+from landscape_lib.weights import check_model, weights_of
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]
 
@@ -154,11 +154,16 @@ class _Training:
         """Train for one epoch of so many steps, and return its row of the history."""
         started, history = time.perf_counter(), self.run.history
         rate = self.run.optimizer.param_groups[0].get("lr", float("nan"))
+        every, last = self.settings.record_every, self.settings.epochs * steps
         self.run.model.train()
         # Passes are drawn when their first batch is needed.
         batches = itertools.chain.from_iterable(self.batches() for _ in itertools.count())
         for _ in range(steps):
-            self.step(batches, steps)
+            self.run.step(batches, self.loss, self.settings.weight_decay)
+            self.advance("step")
+            done = len(history.batch_losses)
+            if every is not None and (done % every == 0 or done == last):
+                self.run.record(done)
             bar.update()
         self.advance("epoch")
         row = {
@@ -166,7 +171,10 @@ class _Training:
             "learning_rate": float(rate),
             "train_loss": float(np.mean(history.batch_losses[-steps:])),
         }
-        row |= {f"test_{name}": value for name, value in self.scores().items()}
+        if self.test is not None:
+            with self.run.autocast():
+                found = score(self.run.model, self.test, loss=self.loss)
+            row |= {f"test_{name}": value for name, value in found.items()}
         history.epochs.append(row)
         history.seconds += time.perf_counter() - started
         return row
@@ -182,26 +190,10 @@ class _Training:
                 x = self.augment(x, self.run.generator)
             yield move(Batch(x, y, len(y)), device, None, self.channels_last)
 
-    def step(self, batches: Iterator[Batch], steps: int) -> None:
-        """Take one step, and record the weights if it is their turn."""
-        self.run.step(batches, self.loss, self.settings.weight_decay)
-        self.advance("step")
-        done, every = len(self.run.history.batch_losses), self.settings.record_every
-        last = done == self.settings.epochs * steps
-        if every is not None and (done % every == 0 or last):
-            self.run.record(done)
-
     def advance(self, after: str) -> None:
         """Advance the schedule after a step or an epoch, whichever it counts."""
         if self.run.schedule is not None and self.settings.schedule_every == after:
             self.run.schedule.step()
-
-    def scores(self) -> dict[str, float]:
-        """Measure the model on the test set, if there is one."""
-        if self.test is None:
-            return {}
-        with self.run.autocast():
-            return score(self.run.model, self.test, loss=self.loss)
 
 
 def crop_and_flip(x: Tensor, generator: torch.Generator, pad: int = 4) -> Tensor:

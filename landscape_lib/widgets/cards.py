@@ -47,11 +47,11 @@ def cards(
             a label without a class.
     """
     names = [text("classes", name) for name in classes]
-    pixels = _unit("images", images, (None,) * np.ndim(images))
+    pixels = unit("images", images, (None,) * np.ndim(images))
     if pixels.ndim not in (3, 4) or pixels.shape[3:] not in ((), (3,)):
         raise ValueError(f"images: given shape {pixels.shape}, expected (M, h, w) or (M, h, w, 3)")
     shape = (*networks, len(pixels), len(names))
-    chances = _unit("probabilities", probabilities, shape, missing=True)
+    chances = unit("probabilities", probabilities, shape, missing=True)
     truth = array("labels", labels, (len(pixels),))
     if not np.isin(truth, np.arange(len(names))).all():
         raise ValueError(f"labels: given {labels}, expected whole numbers below {len(names)}")
@@ -68,13 +68,14 @@ def cards(
     return Cards({"classes": names, "images": shown}, chances, guesses)
 
 
-def _unit(
+def unit(
     name: str, given: ArrayLike, expected: Sequence[int | None], missing: bool = False
 ) -> Numbers:
     """Check an array of numbers from 0 to 1, with NaN only where some may be missing."""
     numbers = array(name, given, expected)
     if not (((numbers >= 0) & (numbers <= 1)) | (missing & np.isnan(numbers))).all():
         raise ValueError(
-            f"{name}: given {numbers.min():g} to {numbers.max():g}, expected numbers from 0 to 1"
+            f"{name}: given {np.nanmin(numbers):g} to {np.nanmax(numbers):g}, expected numbers "
+            "from 0 to 1"
         )
     return numbers

@@ -12,7 +12,7 @@ from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 from PIL import Image
 
-from landscape_lib.widgets.html import Numbers, array, data_uri, shown, small_png
+from landscape_lib.widgets.html import Numbers, coordinate, data_uri, shown, small_png
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,10 @@ class Bands:
 MOST_BANDS = 256
 
 
-def divide(
-    name: str, grid: Numbers, levels: int | str | Sequence[float] = "log", cmap: str = "viridis"
-) -> Bands:
+Levels = int | str | Sequence[float] | Numbers
+
+
+def divide(name: str, grid: Numbers, levels: Levels = "log", cmap: str = "viridis") -> Bands:
     """Divide the values of a map into bands.
 
     Args:
@@ -52,13 +53,7 @@ def divide(
 
 
 def contours(grid: Numbers, bands: Bands, ratio: float) -> str:
-    """Draw a map (ny, nx) from edge to edge, with lines between the bands; row 0 is the lowest.
-
-    Args:
-        grid: the map.
-        bands: of its values.
-        ratio: of its height to its width.
-    """
+    """Draw a map (ny, nx) with lines between the bands; row 0 is the lowest, ratio height/width."""
     with matplotlib.rc_context():
         matplotlib.rcdefaults()  # the same picture, whatever style the notebook has set
         figure = Figure(figsize=(7, 7 * ratio), dpi=100)
@@ -89,7 +84,7 @@ def cells(grid: Numbers, bands: Bands) -> str:
     return data_uri(buffer.getvalue())
 
 
-def _edges(name: str, grid: Numbers, levels: int | str | Sequence[float]) -> Numbers:
+def _edges(name: str, grid: Numbers, levels: Levels) -> Numbers:
     """Return the edges of the bands, increasing."""
     finite = grid[np.isfinite(grid)]
     if min(grid.shape) < 2 or finite.size == 0:
@@ -110,7 +105,4 @@ def _edges(name: str, grid: Numbers, levels: int | str | Sequence[float]) -> Num
         if not 1 <= levels <= MOST_BANDS:
             raise ValueError(f"levels: given {levels}, expected from 1 to {MOST_BANDS} bands")
         return np.linspace(low, high if high > low else low + 1, levels + 1)
-    edges = array("levels", levels, (None,))
-    if len(edges) < 2 or not (np.isfinite(edges).all() and (np.diff(edges) > 0).all()):
-        raise ValueError(f"levels: given {levels}, expected at least two increasing edges")
-    return edges
+    return coordinate("levels", levels)

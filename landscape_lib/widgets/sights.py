@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from landscape_lib.mpo import patterns
-from landscape_lib.widgets.cards import cards
+from landscape_lib.widgets.cards import cards, unit
 from landscape_lib.widgets.html import (
     TABLE,
     Numbers,
@@ -81,12 +81,7 @@ def sights(
             f"loss: given {given}, expected no negative number and one above 0: its colours are "
             "logarithmic"
         )
-    correct = array("accuracy", accuracy, shape)
-    if not (((correct >= 0) & (correct <= 1)) | np.isnan(correct)).all():
-        raise ValueError(
-            f"accuracy: given {np.nanmin(correct):g} to {np.nanmax(correct):g}, expected numbers "
-            "from 0 to 1"
-        )
+    correct = unit("accuracy", accuracy, shape, missing=True)
     if len(classes) > _NO_GUESS:
         raise ValueError(f"classes: given {len(classes)}, expected {_NO_GUESS} at most")
     seen = cards(images, probabilities, labels, classes, shape)

@@ -77,7 +77,11 @@ def surface(
         raise ValueError(
             f"start: given {start}, expected azimuth in [-180, 180] and elevation in [10, 90]"
         )
-    colours = divide("z", heights, _edges(finite, log) if finite.size else [])
+    levels: int | Numbers = _BANDS
+    if log and finite.size:  # a flat surface lies at the bottom of the bands
+        low, high = finite.min(), finite.max()
+        levels = np.geomspace(low, high if high > low else 2 * low, _BANDS + 1)
+    colours = divide("z", heights, levels)
     names = [text("xlabel", xlabel), text("ylabel", ylabel)]
     data = {
         "x": shown(sides[0], 5),
@@ -135,15 +139,6 @@ def _heights(
     if max(heights.shape) > _LARGEST:
         raise ValueError(f"z: given shape {heights.shape}, expected at most {_LARGEST} a side")
     return heights, sides
-
-
-def _edges(finite: Numbers, log: bool) -> list[float]:
-    """Return the edges of equal bands of height; a flat surface lies at the bottom of them."""
-    low, high = float(finite.min()), float(finite.max())
-    if high == low:
-        high = low + (low if log else 1.0)
-    space = np.geomspace if log else np.linspace
-    return [float(edge) for edge in space(low, high, _BANDS + 1)]
 
 
 def _packed(heights: Numbers, edges: Numbers, log: bool) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import random
 from collections.abc import Callable
 from functools import partial
 from types import SimpleNamespace
@@ -338,9 +339,9 @@ def test_a_model_that_draws_random_numbers_draws_the_same_in_every_product() -> 
     data = mlp()[1]
     operator = Hessian(Drawing().double(), data, batch_size=10)
     vector = SOURCE(operator.count)
-    state = torch.get_rng_state()
+    state, python = torch.get_rng_state(), random.getstate()
     assert torch.equal(operator @ vector, operator @ vector)
-    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(torch.get_rng_state(), state) and random.getstate() == python
 
 
 def test_frozen_parameters_count() -> None:

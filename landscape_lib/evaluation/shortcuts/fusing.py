@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import copy
 import operator
+from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
-from torch.utils._pytree import tree_map
 
-from landscape_lib.evaluation.nested import cloned
-from landscape_lib.evaluation.shortcuts.graphs import is_relu, plain_layers, trace
+from landscape_lib.evaluation.nested import cloned, map_tensors
 from landscape_lib.evaluation.trials import move_somewhere, same_output
 
 # In 16 bits cuDNN is fast with multiples of 8 channels. Measured on an H100, images of 3 and 4
@@ -26,6 +26,7 @@ CHANNELS = 8
 FEWEST_CHANNELS = 3
 
 _SUMS = (operator.add, operator.iadd, torch.add)
+_RELUS = (F.relu, torch.relu, torch.relu_)
 
 
 class ConvolutionReLU(nn.Conv2d):
@@ -63,11 +64,11 @@ def fused(model: nn.Module) -> nn.Module | None:
 
     It shares all parameters with the model.
     """
-    traced = trace(model)
+    traced = _trace(model)
     if traced is None:
         return None
     modules = dict(model.named_modules())
-    plain = plain_layers(traced, model)
+    plain = _plain_layers(traced, model)
 
     def can_join(node: Any) -> bool:
         if not isinstance(node, fx.Node) or node.op != "call_module" or len(node.users) != 1:
@@ -79,7 +80,7 @@ def fused(model: nn.Module) -> nn.Module | None:
 
     found = False
     for relu in list(traced.graph.nodes):
-        before: Any = relu.args[0] if is_relu(relu, modules, inplace=True) else None
+        before: Any = relu.args[0] if _is_relu(relu, modules) else None
         if not isinstance(before, fx.Node) or len(before.users) != 1:
             continue
         convolution: Any = before
@@ -118,7 +119,7 @@ def can_fuse(model: nn.Module, x: Any) -> bool:
     if one is None or not same_output(model, one, x):
         return False
     # ReLU may be told to make 0 of NaN.
-    if not same_output(model, one, tree_map(_with_nan, cloned(x))):
+    if not same_output(model, one, map_tensors(_with_nan, cloned(x))):
         return False
     move_somewhere(model)
     return same_output(model, one, x)
@@ -130,7 +131,53 @@ def _more_channels(tensor: Tensor) -> Tensor:
     return F.pad(tensor, (0, 0, 0, 0, 0, missing)) if missing > 0 else tensor
 
 
-def _with_nan(leaf: Any) -> Any:
-    if isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.numel():
-        leaf.view(-1)[0] = torch.nan
-    return leaf
+def _with_nan(tensor: Tensor) -> Tensor:
+    if tensor.is_floating_point() and tensor.numel():
+        tensor.view(-1)[0] = torch.nan
+    return tensor
+
+
+class _LayerTracer(fx.Tracer):
+    """Takes every module without children for one step, also those that are not PyTorch's."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return super().is_leaf_module(m, module_qualified_name) or not any(m.children())
+
+
+def _trace(model: nn.Module) -> fx.GraphModule | None:
+    """Return the graph of a model, ``None`` where it would not say all that the model does."""
+    before = torch.get_rng_state()
+    try:
+        traced = fx.GraphModule(model, _LayerTracer().trace(model))
+    except Exception:
+        return None
+    finally:
+        drew = not torch.equal(before, torch.get_rng_state())
+        torch.set_rng_state(before)
+    # Tensors and random numbers made in Python code are frozen into the graph.
+    constants = any(str(n.target).startswith("_tensor_constant") for n in traced.graph.nodes)
+    hooked = any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+    return None if drew or constants or hooked else traced
+
+
+def _plain_layers(traced: fx.GraphModule, model: nn.Module) -> set[str]:
+    """Return the names of the layers that are called once, share nothing and are not altered."""
+    modules = dict(model.named_modules(remove_duplicate=False))
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    aliases = Counter(id(thing) for thing in [*modules.values(), *parameters.values()])
+    calls = Counter(str(n.target) for n in traced.graph.nodes if n.op == "call_module")
+    read = {str(n.target).rpartition(".")[0] for n in traced.graph.nodes if n.op == "get_attr"}
+
+    def shares_nothing(name: str) -> bool:
+        own = [modules[name], *modules[name].parameters()]
+        return all(aliases[id(thing)] == 1 for thing in own) and "forward" not in vars(own[0])
+
+    return {n for n, count in calls.items() if count == 1 and n not in read and shares_nothing(n)}
+
+
+def _is_relu(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
+    if node.op == "call_module":
+        module = modules[str(node.target)]
+        return type(module) is nn.ReLU and "forward" not in vars(module) and len(node.args) == 1
+    known = len(node.args) == 1 and not node.kwargs.keys() - {"inplace"}
+    return node.op == "call_function" and node.target in _RELUS and known

@@ -23,7 +23,7 @@ SAMPLES = 23
 
 
 class Viewed(nn.Module):
-    """Flattens by hand, in a block within a block."""
+    """Not a sequence of layers: it flattens by hand, in a block within a block."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -87,10 +87,29 @@ def conv_net() -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(196, 3))
 
 
-def hooked() -> nn.Sequential:
+def hooked(at: int | None = 1) -> nn.Sequential:
     model = mlp()
-    model[1].register_forward_hook(lambda layer, inputs, output: output.square())
+    layer = model if at is None else model[at]
+    layer.register_forward_hook(lambda layer, inputs, output: output.square())
     return model
+
+
+def one_relu() -> nn.Sequential:
+    relu = nn.ReLU()
+    layers = nn.Linear(81, 8), relu, nn.Linear(8, 8), relu, nn.Linear(8, 3)
+    return nn.Sequential(nn.Flatten(), *layers)
+
+
+def tied_in_a_row() -> nn.Sequential:
+    layer = nn.Linear(81, 81)
+    return nn.Sequential(nn.Flatten(), layer, nn.Tanh(), layer, nn.Linear(81, 3))
+
+
+class Doubled(nn.Sequential):
+    """A sequence that does more than its layers."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 2 * super().forward(x)
 
 
 def altered() -> nn.Sequential:
@@ -103,15 +122,21 @@ USED = {
     "mlp": mlp,
     "mlp without bias": lambda: mlp(bias=False),
     "softmax regression": lambda: nn.Sequential(nn.Flatten(), nn.Identity(), nn.Linear(81, 3)),
-    "viewed": Viewed,
+    "one ReLU in two places": one_relu,
+    "hook behind it": lambda: hooked(2),
     "dropout behind it": lambda: with_dropout(after=3),
 }
 NOT_USED = {
+    "viewed": Viewed,
     "tied": Tied,
     "called twice": Twice,
     "residual": Residual,
     "dropout before it": lambda: with_dropout(after=1),
+    "one layer in two places": tied_in_a_row,
+    "doubled": lambda: Doubled(*mlp()),
     "hook": hooked,
+    "hook before it": lambda: hooked(0),
+    "hook of the whole": lambda: hooked(None),
     "altered": altered,
     "convolution": conv_net,
 }
@@ -216,11 +241,10 @@ def test_where_it_would_change_the_numbers_it_is_not_used(name, training, method
 
 def test_the_two_parts_share_their_parameters_with_the_model():
     model, data = build(mlp)
-    parts = first_layer.cut(model)
-    assert parts.inputs == 81
-    torch.testing.assert_close(parts.rest(parts.first(data.x)), model(data.x), rtol=0, atol=0)
+    first, rest = first_layer.cut(model)
+    torch.testing.assert_close(rest(first(data.x)), model(data.x), rtol=0, atol=0)
     own = {id(p) for p in model.parameters()}
-    shared = [{id(p) for p in part.parameters()} for part in (parts.first, parts.rest)]
+    shared = [{id(p) for p in part.parameters()} for part in (first, rest)]
     assert shared[0] | shared[1] == own and not shared[0] & shared[1]
 
 
