@@ -52,18 +52,9 @@ def check_dtype(dtype: Any) -> None:
 
 def float32_products(device: torch.device) -> str:
     """Say in which format torch may multiply float32 numbers on a device, in words."""
-    formats = _formats(device)
-    return ", ".join(f"{n} {e}" for n, e in zip(("conv", "matmul"), formats, strict=False))
-
-
-def multiplies_alike(device: torch.device) -> bool:
-    """Say whether torch multiplies float32 numbers in convolutions as in matrix products."""
-    return len(set(_formats(device))) <= 1
-
-
-def _formats(device: torch.device) -> list[str]:
     given = [place.fp32_precision for place in _PLACES.get(device.type, ())]
-    return ["ieee" if name == "none" else name for name in given]
+    formats = ["ieee" if name == "none" else name for name in given]
+    return ", ".join(f"{n} {e}" for n, e in zip(("conv", "matmul"), formats, strict=False))
 
 
 # For :func:`multiply_as`: no product of float32 numbers loses digits.
