@@ -130,11 +130,6 @@ def scale(weights: Weights, factor: float) -> Weights:
     return {name: tensor * factor for name, tensor in weights.items()}
 
 
-def lerp(start: Weights, end: Weights, alpha: float) -> Weights:
-    """Return ``(1 - alpha) start + alpha end``, exact at both ends (report, eq. 1)."""
-    return combine((start, end), (1.0 - alpha, alpha))
-
-
 def combine(vectors: Sequence[Weights], coefficients: Sequence[float]) -> Weights:
     """Return the linear combination of ``vectors`` with ``coefficients``.
 

@@ -42,7 +42,8 @@ def test_agrees_with_arithmetic_on_flat_vectors():
     np.testing.assert_array_equal(flat(w.add(x, y)), a + b)
     np.testing.assert_array_equal(flat(w.subtract(x, y)), a - b)
     np.testing.assert_array_equal(flat(w.scale(x, -2.5)), -2.5 * a)
-    np.testing.assert_allclose(flat(w.lerp(x, y, 0.3)), 0.7 * a + 0.3 * b, rtol=1e-14)
+    mixed = w.combine((x, y), (0.7, 0.3))
+    np.testing.assert_allclose(flat(mixed), 0.7 * a + 0.3 * b, rtol=1e-14)
     combined = w.combine((x, y, x), (0.5, -1.0, 2.0))
     np.testing.assert_allclose(flat(combined), 2.5 * a - b, rtol=1e-13)
     assert w.dot(x, y) == pytest.approx(a @ b, rel=1e-14)
@@ -71,7 +72,6 @@ def test_nothing_that_is_given_is_changed():
         w.add(x, y),
         w.subtract(x, y),
         w.scale(x, 1.0),
-        w.lerp(x, y, 1.0),
         w.combine((x, y), (1.0, 0.0)),
         {"all": w.flatten(x)},
     ]
@@ -85,8 +85,7 @@ def test_nothing_that_is_given_is_changed():
 def test_ends_of_a_mixture_are_met_bit_for_bit():  # DESIGN section 3, exactness
     x, y = draw(0), draw(1)
     y["fc.bias"][:3] = torch.tensor([0.0, -0.0, 5e-324])  # signs of zero and tiny numbers, too
-    assert bits(w.lerp(x, y, 0.0)) == bits(x)
-    assert bits(w.lerp(x, y, 1.0)) == bits(y)
+    assert bits(w.combine((x, y), (1.0, 0.0))) == bits(x)
     assert bits(w.combine((x, y), (0.0, 1.0))) == bits(y)
     assert bits(w.combine((y, x, x), (1.0, 0.0, 0.0))) == bits(y)
     assert w.norm(w.combine((x, y), (0.0, 0.0))) == 0
@@ -150,7 +149,6 @@ def test_tied_weights_count_once():
         lambda x, y: w.add(x, y),
         lambda x, y: w.subtract(x, y),
         lambda x, y: w.dot(x, y),
-        lambda x, y: w.lerp(x, y, 0.5),
         lambda x, y: w.combine((x, x, y), (1.0, 1.0, 1.0)),
     ],
 )

@@ -17,7 +17,6 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.ndimage import maximum_filter, minimum_filter
 
 from landscape_lib.data_files import open_picture
-from landscape_lib.evaluation.batches import check_count
 from landscape_lib.mpo import drawings as mpo_drawings
 
 Pattern = NDArray[np.bool_]
@@ -178,20 +177,6 @@ def random_mask(size: Size = 30, p: float = 0.5, *, frame: bool = True, seed: in
         mask[1:-1, 1:-1] = True
         mask[2:-2, 2:-2] = inside
     return from_drawing(mask)
-
-
-def square_grid(n: int) -> Pattern:
-    """Return n x n isolated LOW cells, one HIGH cell apart, of (2n + 1) x (2n + 1) cells in all.
-
-    Source: the authors' code, with n from 1 to 100.
-
-    Raises:
-        ValueError: ``n`` is below 1 or makes a pattern too large.
-    """
-    check_count("n", n, most=1000)
-    pattern = np.zeros((2 * n + 1, 2 * n + 1), dtype=bool)
-    pattern[1::2, 1::2] = True
-    return pattern
 
 
 def resize(pattern: ArrayLike, size: Size) -> Pattern:

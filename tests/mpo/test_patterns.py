@@ -161,15 +161,6 @@ def test_pruned_random_masks_have_the_counts_of_the_source(p, low, high, pruned)
     assert counts == pytest.approx([low, high, pruned], abs=12)
 
 
-def test_square_grid_is_a_lattice_of_isolated_low_cells():
-    assert patterns.square_grid(1).tolist() == [[0, 0, 0], [0, 1, 0], [0, 0, 0]]
-    grid = patterns.square_grid(7)
-    assert grid.shape == (15, 15) and grid.sum() == 49
-    rows, columns = np.nonzero(grid)
-    assert set(rows) == set(columns) == set(range(1, 15, 2))
-    assert (patterns.prune(grid) == np.where(grid, 1, -1)).all()  # all next to the other class
-
-
 def test_resize_takes_the_majority_of_the_area():
     assert np.array_equal(patterns.resize(np.kron(L_SHAPE, np.ones((5, 5))), 3), L_SHAPE)
     assert np.array_equal(patterns.resize(L_SHAPE, (6, 9)), np.kron(L_SHAPE, np.ones((2, 3))))
@@ -257,7 +248,6 @@ MISTAKES = {
     "no probability": (lambda: patterns.random_mask(9, "a"), ValueError, "p: expected .*got 'a'"),
     "no room for a frame": (lambda: patterns.random_mask(4), ValueError, "at least 5 cells a side"),
     "all alike": (lambda: patterns.random_mask(9, 0, frame=False), ValueError, "LOW and HIGH"),
-    "grid": (lambda: patterns.square_grid(0), ValueError, "n: expected .*got 0"),
     "resize a line": (lambda: patterns.resize([0, 1], 3), ValueError, r"got shape \(2,\)"),
 }
 
