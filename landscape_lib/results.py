@@ -11,7 +11,7 @@ import pickle
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sized
 from pathlib import Path
 from typing import Any
 
@@ -98,8 +98,7 @@ def _save(path: Path, name: str, dataset: xr.Dataset, config: dict[str, Any]) ->
     try:
         checked = dataset.assign_attrs(digest=_digest_of(dataset))
         content = files.netcdf(checked, encoding)
-        # Results of the scale "paper" are nobody's to commit: weights of large networks fit.
-        if len(content) > LARGEST_FILE and runtime.scale() != "paper":
+        if not is_small(content):
             raise ValueError(
                 f"result {name!r} takes {len(content):,} bytes; stored results stay below "
                 f"{LARGEST_FILE:,}: keep fewer variables or float32"
@@ -112,6 +111,12 @@ def _save(path: Path, name: str, dataset: xr.Dataset, config: dict[str, Any]) ->
                 files.write(place / "unsaved.pickle", pickle.dumps(dataset))
                 error.add_note(f"landscape_lib: it is kept in {place / 'unsaved.pickle'}")
         raise
+
+
+def is_small(content: Sized) -> bool:
+    """Whether an array or bytes may be stored; results of scale "paper" are nobody's to commit."""
+    size = getattr(content, "nbytes", len(content))
+    return size <= LARGEST_FILE or runtime.scale() == "paper"
 
 
 def _digest_of(dataset: xr.Dataset) -> str:

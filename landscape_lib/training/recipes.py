@@ -13,8 +13,9 @@ import xarray as xr
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler, MultiStepLR, OneCycleLR
 
-from landscape_lib import models, results
+from landscape_lib import models, results, runtime
 from landscape_lib.data import Dataset
+from landscape_lib.fingerprint import digest
 from landscape_lib.training.checkpoint import History
 from landscape_lib.training.score import score
 from landscape_lib.training.train import crop_and_flip, train
@@ -78,8 +79,8 @@ def trained(
     """Train a network, or load what an earlier training has left, through :func:`results.cached`.
 
     What is stored is the state of the network rounded to bfloat16, as one vector of bits in the
-    order of its state dictionary; :func:`network` makes the network of it. The scores are those of
-    the rounded network, so that they can be had again.
+    order of its state dictionary, unless it is too large for a stored result; :func:`network` makes
+    the network of it. The scores are those of the rounded network, so that they can be had again.
 
     Args:
         name: of the stored result, for example ``"03/small_batch"``.
@@ -91,6 +92,7 @@ def trained(
     Returns:
         ``state`` over ``value``; ``train_loss``, ``train_accuracy``, ``test_loss`` and
         ``test_accuracy``; the curves of :meth:`History.curves` as ``epoch_...`` over ``epoch``.
+        The attribute ``weights`` is a digest of the state, which other results can name.
     """
 
     def compute() -> xr.Dataset:
@@ -98,7 +100,9 @@ def trained(
         model, history = run(name, recipe, seed, data, config)
         state = pack(model.state_dict())
         model.load_state_dict(unpack(state, model.state_dict()))
-        dataset = xr.Dataset({"state": ("value", state)}, attrs={"data": data["train"].source})
+        dataset = xr.Dataset(attrs={"data": data["train"].source, "weights": _digest_of(state)})
+        if results.is_small(state):
+            dataset["state"] = "value", state
         for split, images in data.items():
             for measure, value in score(model, images).items():
                 dataset[f"{split}_{measure}"] = value
@@ -106,14 +110,48 @@ def trained(
             dataset[f"epoch_{curve}"] = values.astype(np.float32)
         return dataset.assign_attrs(shape=list(data["train"].x.shape[1:]))
 
-    return results.cached(name, compute, config=recipe.config(seed) | config)
+    found = results.cached(name, compute, config=recipe.config(seed) | config)
+    if "weights" not in found.attrs:  # a result of earlier days, which has its state
+        found.attrs["weights"] = _digest_of(found.state.values)
+    return found
 
 
-def network(stored: xr.Dataset, recipe: Recipe) -> nn.Module:
-    """Return the trained network of a result of :func:`trained`, in eval mode, on the CPU."""
+def _digest_of(state: np.ndarray) -> str:
+    return digest(state.tobytes())[:12]
+
+
+def network(
+    name: str, recipe: Recipe, seed: int, load: Callable[[str], Dataset], config: dict[str, Any]
+) -> nn.Module:
+    """Return the trained network of :func:`trained`, in eval mode, on the CPU.
+
+    A state that is too large to be stored is that of the training's last checkpoint, or it is
+    trained anew.
+
+    Raises:
+        MissingResult: nothing is stored, or no weights, and nothing says to train.
+        ValueError: what was trained anew is not the network of the stored result.
+    """
+    stored = trained(name, recipe, seed, load, config)
+    if "state" in stored:
+        state = stored["state"].values
+    else:
+        if runtime.scale() == "book" and not runtime.recompute():
+            raise results.MissingResult(
+                f"result {name!r} has no weights, which are too large to be stored. Set "
+                f"LANDSCAPE_RECOMPUTE=1 to train it (hours on two cores, resumable)"
+            )
+        data = {split: load(split) for split in ("train", "test")}
+        state = pack(run(name, recipe, seed, data, config)[0].state_dict())
+        if _digest_of(state) != stored.attrs["weights"]:
+            raise ValueError(
+                f"result {name!r}: the weights of this machine's training are "
+                f"{_digest_of(state)}, those of the stored result {stored.attrs['weights']}: "
+                f"recompute it, and what was computed from it"
+            )
     channels, _, side = (int(size) for size in stored.attrs["shape"])
     model = recipe.build(0, channels, side)
-    model.load_state_dict(unpack(stored["state"].values, model.state_dict()))
+    model.load_state_dict(unpack(state, model.state_dict()))
     return model.eval()
 
 

@@ -55,13 +55,29 @@ def few_digits(monkeypatch):
     return lambda split: ll.data.load("digits", split, samples=100, device="cpu")
 
 
-def test_a_stored_network_gives_the_stored_scores(few_digits):
+@pytest.mark.parametrize("largest", [10**6, 1])
+def test_a_stored_network_gives_the_stored_scores(few_digits, monkeypatch, largest):
+    monkeypatch.setattr(ll.results, "LARGEST_FILE", largest)
     recipe = Recipe("resnet8", width=4, epochs=2, schedule="one-cycle", learning_rate=0.05)
-    stored = trained("03/test", recipe, 0, few_digits, {"data": "digits"})
-    model = network(stored, recipe)
+    where = "03/test", recipe, 0, few_digits, {"data": "digits"}
+    stored, model = trained(*where), network(*where)
+    assert ("state" in stored) == (largest > 1)
     for split in ("train", "test"):
         for measure, value in ll.training.score(model, few_digits(split)).items():
             assert float(stored[f"{split}_{measure}"]) == value
+
+
+def test_weights_of_another_training_are_refused(few_digits, monkeypatch):
+    monkeypatch.setattr(ll.results, "LARGEST_FILE", 1)
+    recipe = Recipe("resnet8", width=4, epochs=1)
+    where = "03/test", recipe, 0, few_digits, {"data": "digits"}
+    stored = trained(*where).assign_attrs(weights="another")
+    monkeypatch.setattr(ll.results, "cached", lambda *_, **__: stored)
+    with pytest.raises(ValueError, match="those of the stored result another"):
+        network(*where)
+    monkeypatch.setenv("LANDSCAPE_SCALE", "book")
+    with pytest.raises(ll.results.MissingResult, match="LANDSCAPE_RECOMPUTE=1 to train it"):
+        network(*where)
 
 
 def test_a_run_records_the_way_to_the_stored_weights(few_digits):
@@ -70,7 +86,7 @@ def test_a_run_records_the_way_to_the_stored_weights(few_digits):
     data = {split: few_digits(split) for split in ("train", "test")}
     model, history = run(*where, data, {"data": "digits"})
     assert len(history.trajectory) == 5
-    end = ll.weights_of(network(trained(*where, few_digits, {"data": "digits"}), recipe))
+    end = ll.weights_of(network(*where, few_digits, {"data": "digits"}))
     for name, tensor in ll.weights_of(model).items():
         assert torch.equal(history.trajectory[-1][name], tensor)
         assert torch.equal(end[name], tensor.bfloat16().to(tensor))
