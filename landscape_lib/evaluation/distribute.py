@@ -118,22 +118,32 @@ def _shipped(executor: Executor, task: Runnable) -> Iterator[tuple[str, Any]]:
 
 def _run_on_worker(key: str, parcel: Any, indices: Indices) -> Values:
     """Run a chunk; the task is unpacked once per thread of each worker and then kept."""
-    threads = torch.get_num_threads()
-    with _turn:
-        torch.set_num_threads(1)
+    with _turn, on_worker():
         try:
             if getattr(_local, "key", None) != key:
                 if isinstance(parcel, Path):
                     _parcels.add(parcel)
-                    _end_with_parent()
                 content = parcel.read_bytes() if isinstance(parcel, Path) else parcel
                 _local.task, _local.key = pickle.loads(content), key
             values: Values = _local.task.run(indices)
         except Exception as error:
             raise _portable(error) from None
-        finally:
-            torch.set_num_threads(threads)
     return values
+
+
+@contextlib.contextmanager
+def on_worker() -> Iterator[None]:
+    """Let a worker use one thread, and end it once its parent was killed.
+
+    A process that was forked hangs in its first step on several threads, if its parent had some.
+    """
+    _end_with_parent()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 @functools.cache

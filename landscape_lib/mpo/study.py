@@ -18,19 +18,22 @@ import xarray as xr
 from torch import nn
 
 from landscape_lib import models, results, runtime
+from landscape_lib.closures import check_number
 from landscape_lib.data import Dataset
 from landscape_lib.evaluation import batchnorm
-from landscape_lib.evaluation.distribute import TURN
+from landscape_lib.evaluation.batches import check_count
+from landscape_lib.evaluation.distribute import TURN, on_worker
 from landscape_lib.fingerprint import digest
 from landscape_lib.mpo import patterns
 from landscape_lib.mpo.fit import fit
 from landscape_lib.mpo.fitted import MPOFit
 from landscape_lib.mpo.patterns import Pattern
+from landscape_lib.mpo.settings import check_tau
 
 NORMS = ("none", "mean-zero", "standard")
 POLICIES = ("batch", "reestimated", "frozen")
 MEANS = ("low_loss", "high_loss", "low_accuracy", "high_accuracy", "gap", "iou")
-RECORDS = 20  # rows of the history of each fit
+RECORDS = 20  # at most so many rows of the history of each fit
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,8 @@ class MaskFit:
         fill: the probability of a LOW cell.
         norm: batch norm of the network: ``"none"``, ``"mean-zero"`` (scales stored around zero, as
             in the paper) or ``"standard"`` (as PyTorch stores them).
-        seed: of the mask, the initial vectors, the cells and the order of images.
+        seed: of the mask, the initial vectors, the cells and the order of images. The arms share
+            all of it but the vectors with mean-zero scales, which take random numbers of their own.
         frame: whether the mask has the two easy rings of the authors' code.
         size: cells along each side of the mask.
         iterations: steps.
@@ -53,6 +57,9 @@ class MaskFit:
         pool: after which convolutions the picture is halved (in the paper after none).
         images: of each split, for the maps.
         version: changed whenever the code behind a fit changes what it computes.
+
+    Raises:
+        TypeError, ValueError: no fit has such settings, or all cells of the mask are of one kind.
     """
 
     fill: float
@@ -70,6 +77,18 @@ class MaskFit:
     images: int = 1000
     version: int = 1
 
+    def __post_init__(self) -> None:
+        if self.norm not in NORMS:
+            raise ValueError(f"norm: expected one of {NORMS}, got {self.norm!r}")
+        check_number("fill", self.fill, least=0, most=1)
+        check_number("seed", self.seed, least=0)
+        runtime.generator(self.seed)  # a whole number
+        for name in ("iterations", "cells", "batch_size", "images"):
+            check_count(name, getattr(self, name))
+        check_number("lr", self.lr, above=0)
+        check_tau(self.tau)
+        self.mask()
+
     @property
     def name(self) -> str:
         """What the fit is called among those of its study: no other one is called so."""
@@ -79,10 +98,8 @@ class MaskFit:
         """Build the network; the arms of the study differ in nothing but batch norm.
 
         Raises:
-            ValueError: ``norm`` is none of ``NORMS``.
+            ValueError: ``pool`` or ``width`` are not possible.
         """
-        if self.norm not in NORMS:
-            raise ValueError(f"norm: expected one of {NORMS}, got {self.norm!r}")
         model = models.small_cnn(
             in_channels,
             channels=(8, 8, 32, 32, 64, 64),
@@ -92,6 +109,11 @@ class MaskFit:
             seed=self.seed,
         )
         return batchnorm.mean_zero(model) if self.norm == "mean-zero" else model
+
+    @property
+    def record_every(self) -> int:
+        """Steps between two rows of the history."""
+        return -(-self.iterations // RECORDS)
 
     def mask(self) -> Pattern:
         """Draw the mask, the same for all networks."""
@@ -117,8 +139,20 @@ def fit_mask(wanted: MaskFit, load: Callable[[str], Dataset], place: Path | None
         ``train_gap`` at every ``step``, of the images and cells drawn since the one before; the
         scale s, and the ``seconds`` that the fit took.
     """
+    place = None if place is None else Path(place).expanduser()
     with TURN:  # random numbers are shared by the threads of a process
-        return results.kept(place, wanted.name, _fit_mask, wanted, load, place)
+        try:
+            return results.kept(place, wanted.name, _fit_mask, wanted, load, place)
+        except Exception as error:
+            error.add_note(f"landscape_lib: in the fit {wanted.name}")
+            raise
+
+
+def _fit_on_worker(
+    wanted: MaskFit, load: Callable[[str], Dataset], place: Path | None
+) -> xr.Dataset:
+    with TURN, on_worker():
+        return fit_mask(wanted, load, place)
 
 
 def _fit_mask(wanted: MaskFit, load: Callable[[str], Dataset], place: Path | None) -> xr.Dataset:
@@ -136,12 +170,12 @@ def _fit_mask(wanted: MaskFit, load: Callable[[str], Dataset], place: Path | Non
         tau=wanted.tau,
         schedule="one-cycle",
         shared_batch=False,
-        record_every=max(1, wanted.iterations // RECORDS),
+        record_every=wanted.record_every,
         checkpoint=None if place is None else place / f"{wanted.name}.pt",
         seed=wanted.seed,
     )
     found = _maps(fitted, model, data, wanted)
-    rows = fitted.history.epochs[:RECORDS]
+    rows = fitted.history.epochs
     found["step"] = ("record", [int(row["iteration"]) for row in rows])
     found["train_gap"] = ("record", np.array([row["gap"] for row in rows], dtype=np.float32))
     found = found.assign(asdict(wanted) | {"pool": str(wanted.pool)})
@@ -186,15 +220,32 @@ def run(
         load: as in :func:`fit_mask`; it must be picklable if the workers are processes.
         place: as in :func:`fit_mask`.
         executor: runs the fits, for example ``ProcessPoolExecutor(2)``; in turn if ``None``.
-            Threads of one process take turns.
+            Each worker uses one thread, and threads of one process take turns.
 
     Returns:
         What :func:`fit_mask` returns, over ``fit``.
+
+    Raises:
+        ValueError: there are no fits, or they make no one table; before any work.
     """
     wanted = list(grid)
-    do = partial(fit_mask, load=load, place=place)
+    _check(wanted)
     if executor is None:
-        done = [do(one) for one in runtime.progress_bar(iterable=wanted, unit="fit")]
+        bar = runtime.progress_bar(iterable=wanted, unit="fit")
+        done = [fit_mask(one, load, place) for one in bar]
     else:
-        done = list(executor.map(do, wanted))
+        done = list(executor.map(partial(_fit_on_worker, load=load, place=place), wanted))
     return xr.concat(done, "fit", combine_attrs="override")
+
+
+def _check(grid: list[MaskFit]) -> None:
+    if not grid:
+        raise ValueError("grid: expected at least one fit, got none")
+    for one in grid:
+        one.network()
+    shapes = sorted({(one.size, -(-one.iterations // one.record_every)) for one in grid})
+    if len(shapes) > 1:
+        raise ValueError(
+            f"grid: expected fits of one size whose histories have as many rows (up to {RECORDS}), "
+            f"got sizes and rows {shapes}: run them apart"
+        )

@@ -5,6 +5,7 @@ from dataclasses import fields, replace
 
 import numpy as np
 import pytest
+import torch
 import xarray as xr
 
 import landscape_lib as ll
@@ -92,6 +93,68 @@ def test_a_damaged_outcome_is_refused(tmp_path):
         run([SMALL], load, tmp_path)
 
 
-def test_unknown_norms_are_named():
-    with pytest.raises(ValueError, match="norm: .*'layer'"):
-        run([replace(SMALL, norm="layer")], load)
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *[("norm", "layer"), ("fill", 1.5), ("fill", "0.5"), ("seed", -1), ("seed", 1.0)],
+        *[("iterations", 0), ("iterations", "10"), ("cells", 0), ("batch_size", 0)],
+        *[("images", 0), ("images", 2.5), ("lr", -1), ("tau", 0), ("size", 0)],
+    ],
+)
+def test_what_cannot_be_fitted_is_named_at_once(field, value):
+    """A bad fit at the end of a grid would be met after hours."""
+    with pytest.raises((TypeError, ValueError), match=f"^{field}: .*{value!r}"):
+        replace(SMALL, **{field: value})
+
+
+def test_a_mask_of_one_kind_is_refused_at_once():
+    with pytest.raises(ValueError, match="LOW and HIGH cells, got 25 that are HIGH"):
+        replace(SMALL, fill=0)
+
+
+@pytest.mark.parametrize(
+    ("grid", "message"),
+    [
+        ([], "grid: expected at least one"),
+        ([SMALL, replace(SMALL, size=6)], "grid: expected fits of one size"),
+        ([SMALL, replace(SMALL, iterations=1)], "grid: expected .* as many rows"),
+        ([SMALL, replace(SMALL, pool=(9,))], "pool: "),
+    ],
+)
+def test_fits_that_make_no_table_are_refused_before_work(grid, message):
+    with pytest.raises(ValueError, match=message):
+        run(grid, lambda split: pytest.fail("work has begun"))
+
+
+def test_the_history_covers_the_whole_fit():
+    found = run([replace(SMALL, iterations=3)], load).isel(fit=0)
+    assert found.step.values.tolist() == [2, 3]
+
+
+def test_a_fit_that_fails_is_named():
+    diverging = replace(SMALL, lr=1e30)
+    with pytest.raises(FloatingPointError) as caught:
+        run([SMALL, diverging], load)
+    assert diverging.name in caught.value.__notes__[-1]
+
+
+def test_a_place_in_the_home_folder_holds_all_of_a_fit(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    run([SMALL], load, "~/fits")
+    assert {file.suffix for file in (tmp_path / "fits").iterdir()} == {".nc", ".pt"}
+
+
+def test_workers_use_one_thread(monkeypatch):
+    """A forked one hangs for ever with as many threads as its parent had."""
+    before, seen, fit = torch.get_num_threads(), [], study.fit
+    monkeypatch.setattr(
+        study, "fit", lambda *a, **k: (seen.append(torch.get_num_threads()), fit(*a, **k))[1]
+    )
+    torch.set_num_threads(2)
+    try:
+        with ThreadPoolExecutor(1) as executor:
+            run([SMALL], load, executor=executor)
+        assert (seen, torch.get_num_threads()) == ([1], 2)
+    finally:
+        torch.set_num_threads(before)
