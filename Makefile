@@ -54,7 +54,7 @@ strip: .venv/installed ## clear the notebooks' outputs, but for cells marked kee
 	$(BIN)/nbstripout --keep-count --keep-id --extra-keys metadata.language_info book/*.ipynb
 
 benchmarks: .venv/installed ## measure speed on this machine, an idle one: an hour
-	$(BIN)/python -m pip install --quiet ".[benchmarks]"
+	$(BIN)/python -m pip install --quiet --editable ".[benchmarks]"
 	for name in against guests rates methods scaling fewer pictures; do $(BIN)/python benchmarks/$$name.py || exit 1; done
 
 lab: .venv/installed ## open the chapters in JupyterLab, in a browser
