@@ -197,8 +197,8 @@ def run(
     images = data["train"]
     channels, _, side = images.x.shape[1:]
     # Channels last: on a CPU a step of ResNet-56 takes three quarters of the time.
-    model = recipe.build(seed, channels, side)
-    model = model.to(images.x.device, memory_format=torch.channels_last)
+    model = recipe.build(seed, channels, side).to(images.x.device)
+    model = model.to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(
         model.parameters(),
         lr=recipe.learning_rate,
